@@ -1,0 +1,50 @@
+package mesh
+
+import "net/netip"
+
+// ListenerType says whose connections a listener takes.
+type ListenerType uint8
+
+// The types of listener.
+const (
+	// ListenerService takes what workloads send to one port of a Service.
+	ListenerService ListenerType = iota + 1
+	// ListenerGateway takes what anybody sends to one address and port of a Gateway.
+	ListenerGateway
+)
+
+// Listener is one port of a Gateway or of a Service that the node proxy serves.
+// Gateway listeners (in the API's sense) that share a port are one Listener.
+type Listener struct {
+	// Name is "gateway/NAMESPACE/NAME/PORT" or "service/NAMESPACE/NAME/PORT".
+	Name string
+	Type ListenerType
+	// Parent is the Gateway or Service.
+	Parent Name
+	Port   uint16
+	// Addresses are the Gateway's addresses, or the Service's VIPs.
+	Addresses []netip.Addr
+	// Chains are tried in order; the first that matches the connection takes it.
+	// A service listener has exactly one, with no ServerNames.
+	Chains []Chain
+	// ConsumerTables maps a client's namespace to the route table that applies to
+	// it in place of the chain's (consumer routes, GEP-1426). Nil on gateways.
+	ConsumerTables map[string]string
+}
+
+// Chain says how the connections of a listener are spoken with.
+type Chain struct {
+	// Name of the Gateway listener that it was made of; empty for a service.
+	Name string
+	// ServerNames are SNI patterns: exact or "*.suffix". Empty matches every
+	// connection.
+	ServerNames []string
+	// Certificates name the Secrets ("namespace/name") to terminate TLS with, the
+	// first is the default. Empty: plain text.
+	Certificates []string
+	// RouteTable names the routes of HTTP connections; empty: raw TCP to Default.
+	RouteTable string
+	// Default are the backends of connections that are not HTTP: those of the
+	// service itself, or empty on a gateway.
+	Default []WeightedCluster
+}

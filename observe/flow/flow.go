@@ -1,0 +1,93 @@
+package flow
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/sluice-mesh/sluice/mesh"
+)
+
+// Verdict is what was decided.
+type Verdict uint8
+
+// The verdicts, in the words of Hubble's flow.Verdict.
+const (
+	VerdictForwarded  Verdict = 1 // the bytes or the request went on
+	VerdictDropped    Verdict = 2 // refused on purpose; Reason says why
+	VerdictError      Verdict = 3 // meant to go on, and failed; Reason says why
+	VerdictRedirected Verdict = 5 // steered into the node proxy
+	VerdictTranslated Verdict = 7 // a service address became an endpoint, in the kernel
+)
+
+// Type is the layer at which something was seen.
+type Type uint8
+
+// The types of flow.
+const (
+	TypeSocket Type = 1 // a connect or sendmsg, seen at the socket by the kernel
+	TypeTCP    Type = 2 // a connection that the proxy carried as bytes, when it ended
+	TypeHTTP   Type = 3 // a request and its response, when it ended
+	TypeDNS    Type = 4 // a DNS query and its answer
+	TypeLost   Type = 5 // Lost events that nobody could record
+)
+
+// Peer is one side of a flow. Unknown fields are zero.
+type Peer struct {
+	AddrPort netip.AddrPort    `json:"address"`
+	Workload mesh.Name         `json:"workload"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	// Service is the service or gateway that was dialled, on the destination only.
+	Service mesh.Name `json:"service"`
+}
+
+// Flow is one record. It is immutable once it was added to a ring.
+type Flow struct {
+	Time    time.Time `json:"time"` // when it ended
+	Node    string    `json:"node"`
+	Type    Type      `json:"type"`
+	Verdict Verdict   `json:"verdict"`
+	Reason  Reason    `json:"reason,omitempty"`
+	// Detail is free text that helps a person, such as an errno's name.
+	Detail string `json:"detail,omitempty"`
+
+	Source      Peer          `json:"source"`
+	Destination Peer          `json:"destination"`
+	Protocol    mesh.Protocol `json:"protocol"`
+	// Original is what the client dialled, where that differs from Destination.AddrPort.
+	Original netip.AddrPort `json:"original"`
+	// Ingress says that a Gateway's listener took the connection.
+	Ingress bool `json:"ingress,omitempty"`
+
+	BytesIn  uint64        `json:"bytes_in,omitempty"`  // from the client, bodies or raw bytes
+	BytesOut uint64        `json:"bytes_out,omitempty"` // to the client
+	Duration time.Duration `json:"duration,omitempty"`
+
+	HTTP *HTTP  `json:"http,omitempty"`
+	DNS  *DNS   `json:"dns,omitempty"`
+	Lost uint64 `json:"lost,omitempty"` // TypeLost: how many
+	// LostSource says where they were lost: "kernel", "proxy" or "ring".
+	LostSource string `json:"lost_source,omitempty"`
+}
+
+// HTTP is the request and response of a TypeHTTP flow.
+type HTTP struct {
+	Method    string `json:"method"`
+	Authority string `json:"authority"`
+	Path      string `json:"path"`   // with its query
+	Proto     string `json:"proto"`  // "HTTP/1.1", "HTTP/2"
+	Status    int    `json:"status"` // 0: no response
+	GRPC      string `json:"grpc_status,omitempty"`
+	// Route is "Kind/namespace/name", Rule the index of its rule; empty and 0 when
+	// no route matched.
+	Route string `json:"route,omitempty"`
+	Rule  int    `json:"rule,omitempty"`
+	Tries int    `json:"tries,omitempty"`
+}
+
+// DNS is a query and its answer.
+type DNS struct {
+	Query  string   `json:"query"`
+	Type   string   `json:"type"`
+	RCode  string   `json:"rcode"`
+	Answer []string `json:"answer,omitempty"`
+}

@@ -1,0 +1,136 @@
+package flow
+
+// Reason says why something was refused or went wrong. Its text is the one word
+// for it everywhere. The kernel programs use the numbers below 100.
+type Reason uint16
+
+// The reasons. Numbers are part of the kernel programs' event layout: never
+// reuse one.
+const (
+	// ReasonNone: nothing was refused.
+	ReasonNone Reason = 0
+
+	// ReasonNoEndpoint: the service has no endpoint for new connections.
+	ReasonNoEndpoint Reason = 1
+	// ReasonCapturePort: a workload dialled a port of its own that belongs to the
+	// node proxy.
+	ReasonCapturePort Reason = 2
+	// ReasonProxyUnavailable: the connection needs the node proxy and none serves.
+	ReasonProxyUnavailable Reason = 3
+	// ReasonForeignNamespace: the process sits in a workload's cgroup but in a
+	// network namespace that is not the workload's.
+	ReasonForeignNamespace Reason = 4
+	// ReasonMapFull: a kernel map had no room for the connection's record.
+	ReasonMapFull Reason = 5
+	// ReasonListenerClosed: the socket that inbound connections are steered to is gone.
+	ReasonListenerClosed Reason = 6
+	// ReasonBindReserved: a workload tried to bind a port of the node proxy.
+	ReasonBindReserved Reason = 7
+
+	// ReasonNoOriginalDestination: a connection reached the node proxy without
+	// having been steered there.
+	ReasonNoOriginalDestination Reason = 100
+	// ReasonNoRoute: no route matches the request.
+	ReasonNoRoute Reason = 101
+	// ReasonNoBackend: the route that matches names no valid backend.
+	ReasonNoBackend Reason = 102
+	// ReasonNoHealthyEndpoint: the backend has no endpoint.
+	ReasonNoHealthyEndpoint Reason = 103
+	// ReasonConnectFailed: the endpoint refused the connection or could not be reached.
+	ReasonConnectFailed Reason = 104
+	// ReasonConnectTimeout: the endpoint did not answer the connection in time.
+	ReasonConnectTimeout Reason = 105
+	// ReasonUpstreamReset: the endpoint ended the connection before its response.
+	ReasonUpstreamReset Reason = 106
+	// ReasonUpstreamProtocol: the endpoint's answer breaks its protocol.
+	ReasonUpstreamProtocol Reason = 107
+	// ReasonRequestTimeout: the rule's request timeout ended.
+	ReasonRequestTimeout Reason = 108
+	// ReasonBackendTimeout: the rule's backend request timeout ended.
+	ReasonBackendTimeout Reason = 109
+	// ReasonDownstreamProtocol: the client's request breaks its protocol.
+	ReasonDownstreamProtocol Reason = 110
+	// ReasonDownstreamReset: the client went away before its response was complete.
+	ReasonDownstreamReset Reason = 111
+	// ReasonHeadTooLarge: the head of the message is larger than the limit.
+	ReasonHeadTooLarge Reason = 112
+	// ReasonTLSHandshake: the TLS handshake with the client failed.
+	ReasonTLSHandshake Reason = 113
+	// ReasonNoChain: no listener serves the name that the client asked for.
+	ReasonNoChain Reason = 114
+	// ReasonMisdirected: the request's authority is not served on this TLS connection.
+	ReasonMisdirected Reason = 115
+	// ReasonOverLimit: a limit on connections, requests or buffered bytes is reached.
+	ReasonOverLimit Reason = 116
+	// ReasonDraining: the node proxy is stopping.
+	ReasonDraining Reason = 117
+	// ReasonUnsupported: the request asks for what the proxy does not do.
+	ReasonUnsupported Reason = 118
+	// ReasonIdleTimeout: nothing moved on the connection for too long.
+	ReasonIdleTimeout Reason = 119
+	// ReasonInternal: the node proxy could not do its part; its log says why.
+	ReasonInternal Reason = 120
+)
+
+var reasonTexts = map[Reason]string{
+	ReasonNone:                  "",
+	ReasonNoEndpoint:            "no-endpoint",
+	ReasonCapturePort:           "capture-port",
+	ReasonProxyUnavailable:      "proxy-unavailable",
+	ReasonForeignNamespace:      "foreign-namespace",
+	ReasonMapFull:               "map-full",
+	ReasonListenerClosed:        "listener-closed",
+	ReasonBindReserved:          "bind-reserved",
+	ReasonNoOriginalDestination: "no-original-destination",
+	ReasonNoRoute:               "no-route",
+	ReasonNoBackend:             "no-backend",
+	ReasonNoHealthyEndpoint:     "no-healthy-endpoint",
+	ReasonConnectFailed:         "connect-failed",
+	ReasonConnectTimeout:        "connect-timeout",
+	ReasonUpstreamReset:         "upstream-reset",
+	ReasonUpstreamProtocol:      "upstream-protocol",
+	ReasonRequestTimeout:        "request-timeout",
+	ReasonBackendTimeout:        "backend-timeout",
+	ReasonDownstreamProtocol:    "downstream-protocol",
+	ReasonDownstreamReset:       "downstream-reset",
+	ReasonHeadTooLarge:          "head-too-large",
+	ReasonTLSHandshake:          "tls-handshake",
+	ReasonNoChain:               "no-chain",
+	ReasonMisdirected:           "misdirected",
+	ReasonOverLimit:             "over-limit",
+	ReasonDraining:              "draining",
+	ReasonUnsupported:           "unsupported",
+	ReasonIdleTimeout:           "idle-timeout",
+	ReasonInternal:              "internal",
+}
+
+// Reasons returns every reason with its text, ReasonNone excepted.
+func Reasons() map[Reason]string {
+	out := make(map[Reason]string, len(reasonTexts))
+	for r, text := range reasonTexts {
+		if r != ReasonNone {
+			out[r] = text
+		}
+	}
+	return out
+}
+
+// String returns the reason's word, empty for ReasonNone, "unknown" for a number
+// that is not a reason.
+func (r Reason) String() string {
+	text, ok := reasonTexts[r]
+	if !ok {
+		return "unknown"
+	}
+	return text
+}
+
+// ParseReason returns the reason of a word.
+func ParseReason(text string) (Reason, bool) {
+	for r, t := range reasonTexts {
+		if t == text {
+			return r, true
+		}
+	}
+	return ReasonNone, false
+}
