@@ -1,0 +1,115 @@
+package sockets
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// Maker answers requests for sockets. It needs CAP_SYS_ADMIN, to enter
+// namespaces.
+type Maker struct {
+	// NetnsDir is the folder of the namespaces' files.
+	NetnsDir string
+	Logger   *slog.Logger
+}
+
+// Run answers requests on c (SOCK_SEQPACKET) until the worker closes it, which is
+// no error. It holds one OS thread, which never leaves its own namespace but for
+// the system calls that make a batch.
+func (m *Maker) Run(c *net.UnixConn) error {
+	dir, err := unix.Open(m.NetnsDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open the folder of namespaces %s: %w", m.NetnsDir, err)
+	}
+	defer unix.Close(dir)
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open the own network namespace: %w", err)
+	}
+	defer unix.Close(home)
+
+	buf := make([]byte, requestHeaderBytes+maxNameBytes+1)
+	fds := make([]int, 0, maxBatch)
+	for {
+		n, err := c.Read(buf)
+		if err != nil || n == 0 {
+			if n == 0 || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return fmt.Errorf("read a request: %w", err)
+		}
+		r, err := parseRequest(buf[:n])
+		if err != nil {
+			return fmt.Errorf("the worker sent: %w", err)
+		}
+		fds, err = m.make(dir, home, r, fds[:0])
+		var errno unix.Errno
+		var oob []byte
+		if err != nil {
+			if !errors.As(err, &errno) {
+				return err
+			}
+			m.Logger.Debug("no sockets", "netns", r.netns, "error", err)
+		} else {
+			oob = unix.UnixRights(fds...)
+		}
+		_, _, err = c.WriteMsgUnix(appendAnswer(nil, r.tag, errno), oob, nil)
+		closeFDs(fds)
+		if err != nil {
+			return fmt.Errorf("answer a request: %w", err)
+		}
+	}
+}
+
+// errLost says that the thread could not come home; the process must end.
+var errLost = errors.New("the thread cannot return to its own network namespace")
+
+// make appends sockets of one namespace to fds. An errno in the error concerns
+// that namespace only; any other error is the end of the Maker.
+func (m *Maker) make(dir, home int, r request, fds []int) ([]int, error) {
+	ns, err := unix.Openat(dir, r.netns, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return fds, os.NewSyscallError("open", err)
+	}
+	defer unix.Close(ns)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	// Setns checks that the file is a network namespace.
+	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+		return fds, os.NewSyscallError("setns", err)
+	}
+	family := unix.AF_INET
+	if r.v6 {
+		family = unix.AF_INET6
+	}
+	var failed error
+	for range r.count {
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		if err != nil {
+			failed = os.NewSyscallError("socket", err)
+			break
+		}
+		fds = append(fds, fd)
+	}
+	if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
+		runtime.LockOSThread() // never unlocked: the runtime ends the thread with its goroutine
+		return fds, fmt.Errorf("%w: %v", errLost, err)
+	}
+	if failed != nil {
+		closeFDs(fds)
+		return fds[:0], failed
+	}
+	return fds, nil
+}
+
+func closeFDs(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
