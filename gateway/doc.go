@@ -1,0 +1,2 @@
+// Package gateway turns Kubernetes objects into the mesh.
+package gateway
