@@ -33,34 +33,34 @@ const (
 
 // Peer is one side of a flow. Unknown fields are zero.
 type Peer struct {
-	AddrPort netip.AddrPort    `json:"address"`
-	Workload mesh.Name         `json:"workload"`
+	AddrPort netip.AddrPort    `json:"address,omitzero"`
+	Workload mesh.Name         `json:"workload,omitzero"`
 	Labels   map[string]string `json:"labels,omitempty"`
 	// Service is the service or gateway that was dialled, on the destination only.
-	Service mesh.Name `json:"service"`
+	Service mesh.Name `json:"service,omitzero"`
 }
 
 // Flow is one record. It is immutable once it was added to a ring.
 type Flow struct {
 	Time    time.Time `json:"time"` // when it ended
-	Node    string    `json:"node"`
+	Node    string    `json:"node,omitempty"`
 	Type    Type      `json:"type"`
-	Verdict Verdict   `json:"verdict"`
+	Verdict Verdict   `json:"verdict,omitempty"`
 	Reason  Reason    `json:"reason,omitempty"`
 	// Detail is free text that helps a person, such as an errno's name.
 	Detail string `json:"detail,omitempty"`
 
-	Source      Peer          `json:"source"`
-	Destination Peer          `json:"destination"`
-	Protocol    mesh.Protocol `json:"protocol"`
+	Source      Peer          `json:"source,omitzero"`
+	Destination Peer          `json:"destination,omitzero"`
+	Protocol    mesh.Protocol `json:"protocol,omitempty"`
 	// Original is what the client dialled, where that differs from Destination.AddrPort.
-	Original netip.AddrPort `json:"original"`
+	Original netip.AddrPort `json:"original,omitzero"`
 	// Ingress says that a Gateway's listener took the connection.
 	Ingress bool `json:"ingress,omitempty"`
 
 	BytesIn  uint64        `json:"bytes_in,omitempty"`  // from the client, bodies or raw bytes
 	BytesOut uint64        `json:"bytes_out,omitempty"` // to the client
-	Duration time.Duration `json:"duration,omitempty"`
+	Duration time.Duration `json:"duration_ns,omitempty"`
 
 	HTTP *HTTP  `json:"http,omitempty"`
 	DNS  *DNS   `json:"dns,omitempty"`

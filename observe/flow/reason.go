@@ -118,19 +118,8 @@ func Reasons() map[Reason]string {
 // String returns the reason's word, empty for ReasonNone, "unknown" for a number
 // that is not a reason.
 func (r Reason) String() string {
-	text, ok := reasonTexts[r]
-	if !ok {
-		return "unknown"
-	}
-	return text
+	return text(reasonTexts, r)
 }
 
 // ParseReason returns the reason of a word.
-func ParseReason(text string) (Reason, bool) {
-	for r, t := range reasonTexts {
-		if t == text {
-			return r, true
-		}
-	}
-	return ReasonNone, false
-}
+func ParseReason(word string) (Reason, bool) { return parse(reasonTexts, word) }

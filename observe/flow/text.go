@@ -1,6 +1,9 @@
 package flow
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 var verdictTexts = map[Verdict]string{
 	VerdictForwarded: "forwarded", VerdictDropped: "dropped", VerdictError: "error",
@@ -11,14 +14,32 @@ var typeTexts = map[Type]string{
 	TypeSocket: "socket", TypeTCP: "tcp", TypeHTTP: "http", TypeDNS: "dns", TypeLost: "lost",
 }
 
+// unknown is the word for a number that has none.
+const unknown = "unknown"
+
+// Verdicts returns every verdict with its word.
+func Verdicts() map[Verdict]string { return clone(verdictTexts) }
+
+// Types returns every type with its word.
+func Types() map[Type]string { return clone(typeTexts) }
+
+// ParseVerdict returns the verdict of a word.
+func ParseVerdict(word string) (Verdict, bool) { return parse(verdictTexts, word) }
+
+// ParseType returns the type of a word.
+func ParseType(word string) (Type, bool) { return parse(typeTexts, word) }
+
 // String returns the verdict's word, as in `sluice observe --verdict`.
 func (v Verdict) String() string { return text(verdictTexts, v) }
 
 // MarshalText returns the verdict's word.
 func (v Verdict) MarshalText() ([]byte, error) { return []byte(v.String()), nil }
 
-// UnmarshalText parses the verdict's word.
-func (v *Verdict) UnmarshalText(b []byte) error { return parse(verdictTexts, v, b, "verdict") }
+// UnmarshalText parses the verdict's word. A word that this build does not know,
+// from a process one version ahead, becomes a verdict that prints as "unknown".
+func (v *Verdict) UnmarshalText(b []byte) error {
+	return decode(verdictTexts, v, math.MaxUint8, b, "verdict")
+}
 
 // String returns the type's word.
 func (t Type) String() string { return text(typeTexts, t) }
@@ -26,28 +47,52 @@ func (t Type) String() string { return text(typeTexts, t) }
 // MarshalText returns the type's word.
 func (t Type) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
-// UnmarshalText parses the type's word.
-func (t *Type) UnmarshalText(b []byte) error { return parse(typeTexts, t, b, "type") }
+// UnmarshalText parses the type's word; see Verdict.UnmarshalText for others.
+func (t *Type) UnmarshalText(b []byte) error {
+	return decode(typeTexts, t, math.MaxUint8, b, "type")
+}
 
 // MarshalText returns the reason's word.
 func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
-// UnmarshalText parses the reason's word.
-func (r *Reason) UnmarshalText(b []byte) error { return parse(reasonTexts, r, b, "reason") }
+// UnmarshalText parses the reason's word; see Verdict.UnmarshalText for others.
+func (r *Reason) UnmarshalText(b []byte) error {
+	return decode(reasonTexts, r, math.MaxUint16, b, "reason")
+}
 
 func text[T comparable](texts map[T]string, v T) string {
 	if s, ok := texts[v]; ok {
 		return s
 	}
-	return "unknown"
+	return unknown
 }
 
-func parse[T comparable](texts map[T]string, out *T, b []byte, what string) error {
+func parse[T comparable](texts map[T]string, word string) (T, bool) {
 	for v, s := range texts {
-		if s == string(b) {
-			*out = v
-			return nil
+		if s == word {
+			return v, true
 		}
 	}
-	return fmt.Errorf("unknown %s %q", what, b)
+	var none T
+	return none, false
+}
+
+func decode[T comparable](texts map[T]string, out *T, other T, b []byte, what string) error {
+	if len(b) > 64 {
+		return fmt.Errorf("a %s of %d bytes is no word", what, len(b))
+	}
+	v, ok := parse(texts, string(b))
+	if !ok {
+		v = other
+	}
+	*out = v
+	return nil
+}
+
+func clone[T comparable](texts map[T]string) map[T]string {
+	out := make(map[T]string, len(texts))
+	for v, s := range texts {
+		out[v] = s
+	}
+	return out
 }

@@ -1,0 +1,279 @@
+// Package ring keeps the newest flows of a node in memory.
+//
+// A Ring has a fixed number of slots. Any goroutine adds flows, in batches, under
+// one lock per batch; any number of Readers read without a lock and never slow a
+// writer down. A reader that falls behind by more than the ring holds is told how
+// many flows it missed, by a flow of its own. Nothing here fails.
+package ring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-mesh/sluice/observe/flow"
+)
+
+// The bounds of a ring's size, and the size that a node uses unless told
+// otherwise: some ten seconds of a busy node, about 16 MB of flows.
+const (
+	MinSize     = 16
+	MaxSize     = 1 << 22
+	DefaultSize = 1 << 15
+)
+
+// LostSource is the Flow.LostSource of what a reader missed.
+const LostSource = "ring"
+
+// Ring holds the newest flows. Create it with New. All methods may be called by
+// many goroutines at a time.
+type Ring struct {
+	slots []slot // a power of two
+	mask  uint64
+
+	// head is the number of flows ever added; flow n is in slot n&mask.
+	head       atomic.Uint64
+	overwrites atomic.Uint64 // flows that readers missed
+	lost       atomic.Uint64 // sum of Lost of the TypeLost flows that were added
+
+	// mu guards writing of slots and head, and followers.
+	mu        sync.Mutex
+	followers map[*Reader]struct{}
+}
+
+// A slot is written under Ring.mu and read without: number is the flow's number
+// plus one, and zero while the slot changes. A reader that sees the number it
+// wants before and after loading the flow has that flow.
+type slot struct {
+	number atomic.Uint64
+	flow   atomic.Pointer[flow.Flow]
+}
+
+// New returns an empty ring of at least size flows, rounded up to a power of two.
+func New(size int) (*Ring, error) {
+	if size < MinSize || size > MaxSize {
+		return nil, fmt.Errorf("flow ring of %d flows: want %d to %d", size, MinSize, MaxSize)
+	}
+	n := 1
+	for n < size {
+		n <<= 1
+	}
+	return &Ring{slots: make([]slot, n), mask: uint64(n - 1), followers: map[*Reader]struct{}{}}, nil
+}
+
+// Add appends flows in order and wakes the readers that follow. It never blocks
+// on a reader. The flows must not change afterwards.
+func (r *Ring) Add(flows ...*flow.Flow) {
+	if len(flows) == 0 {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.head.Load()
+	for _, f := range flows {
+		s := &r.slots[n&r.mask]
+		s.number.Store(0)
+		s.flow.Store(f)
+		n++
+		s.number.Store(n)
+		if f.Type == flow.TypeLost {
+			r.lost.Add(f.Lost)
+		}
+	}
+	r.head.Store(n)
+	for reader := range r.followers {
+		select {
+		case reader.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// at returns flow n, or nil if it was overwritten. n must be below head.
+func (r *Ring) at(n uint64) *flow.Flow {
+	s := &r.slots[n&r.mask]
+	if s.number.Load() != n+1 {
+		return nil
+	}
+	f := s.flow.Load()
+	if s.number.Load() != n+1 {
+		return nil
+	}
+	return f
+}
+
+// oldest returns the number of the oldest flow that a ring with this head holds.
+func (r *Ring) oldest(head uint64) uint64 {
+	if size := uint64(len(r.slots)); head > size {
+		return head - size
+	}
+	return 0
+}
+
+// Query says which flows a Reader returns. The zero Query is all that the ring
+// holds now.
+type Query struct {
+	// Match selects flows; nil selects all. It is called by Next only, except while
+	// NewReader looks for the Last flows.
+	Match func(*flow.Flow) bool
+	// Since leaves out flows that ended before; zero leaves out none.
+	Since time.Time
+	// Last starts at the newest so many of the flows that match; zero does not limit.
+	Last int
+	// Follow goes on with flows that are added later. With neither Last nor Since,
+	// a reader that follows starts with the next flow that is added.
+	Follow bool
+}
+
+// Reader reads the flows of one Query, oldest first. It belongs to one goroutine.
+type Reader struct {
+	ring  *Ring
+	query Query
+	next  uint64
+	end   uint64 // where a reader that does not follow stops
+	wake  chan struct{}
+}
+
+// NewReader returns a reader of the flows that q selects. Close must be called.
+func (r *Ring) NewReader(q Query) *Reader {
+	reader := &Reader{ring: r, query: q, wake: make(chan struct{}, 1)}
+	if q.Follow {
+		r.mu.Lock()
+		r.followers[reader] = struct{}{}
+		r.mu.Unlock()
+	}
+	reader.end = r.head.Load()
+	reader.next = r.oldest(reader.end)
+	switch {
+	case q.Last > 0:
+		reader.next = reader.backtrack(q.Last)
+	case q.Follow && q.Since.IsZero():
+		reader.next = reader.end
+	}
+	return reader
+}
+
+// backtrack returns the number of the oldest of the newest n flows that match.
+func (rd *Reader) backtrack(n int) uint64 {
+	start := rd.end
+	for i := rd.end; i > rd.next && n > 0; i-- {
+		f := rd.ring.at(i - 1)
+		if f == nil {
+			break // overwritten meanwhile, and so is all that is older
+		}
+		if rd.selects(f) {
+			start = i - 1
+			n--
+		}
+	}
+	return start
+}
+
+// Next returns the next flow that the query selects. When flows were overwritten
+// before they could be read it first returns a TypeLost flow that counts them,
+// whatever the query selects. It returns io.EOF at the end of a query that does
+// not follow, and ctx.Err() when ctx ends while it waits.
+func (rd *Reader) Next(ctx context.Context) (*flow.Flow, error) {
+	for {
+		f, err := rd.Poll()
+		if !errors.Is(err, ErrDry) {
+			return f, err
+		}
+		select {
+		case <-rd.wake:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// ErrDry is the error of Poll when a reader that follows has read all there is.
+var ErrDry = errors.New("no flow yet")
+
+// Poll is Next without the wait: it returns ErrDry instead.
+func (rd *Reader) Poll() (*flow.Flow, error) {
+	for {
+		head := rd.ring.head.Load()
+		end := rd.end
+		if rd.query.Follow {
+			end = head
+		}
+		if rd.next >= end {
+			if rd.query.Follow {
+				return nil, ErrDry
+			}
+			return nil, io.EOF
+		}
+		f := rd.ring.at(rd.next)
+		if f == nil {
+			return rd.skip(end), nil
+		}
+		rd.next++
+		if rd.selects(f) {
+			return f, nil
+		}
+	}
+}
+
+// skip moves past what was overwritten, and an eighth of the ring further, so
+// that a reader that is slower than the writer does not meet the writer again at
+// once. It returns the record of that.
+func (rd *Reader) skip(end uint64) *flow.Flow {
+	size := uint64(len(rd.ring.slots))
+	// The writer may be ahead of head by one batch; it never is by more than a
+	// reader can find out here and skip again.
+	next := min(rd.ring.oldest(rd.ring.head.Load())+size/8, end)
+	if next <= rd.next {
+		next = rd.next + 1
+	}
+	lost := next - rd.next
+	rd.next = next
+	rd.ring.overwrites.Add(lost)
+	return &flow.Flow{Time: time.Now(), Type: flow.TypeLost, Lost: lost, LostSource: LostSource}
+}
+
+func (rd *Reader) selects(f *flow.Flow) bool {
+	if !rd.query.Since.IsZero() && f.Time.Before(rd.query.Since) {
+		return false
+	}
+	return rd.query.Match == nil || rd.query.Match(f)
+}
+
+// Close ends the reader. It may be called more than once.
+func (rd *Reader) Close() {
+	rd.ring.mu.Lock()
+	defer rd.ring.mu.Unlock()
+	delete(rd.ring.followers, rd)
+}
+
+// Stats are counters of a ring since it was made.
+type Stats struct {
+	// Size is the number of slots, Held how many hold a flow.
+	Size int `json:"size"`
+	Held int `json:"held"`
+	// Added counts flows, TypeLost ones included.
+	Added uint64 `json:"added"`
+	// Lost is the sum of the losses that were recorded in the ring: what the kernel
+	// or the proxy could not hand over.
+	Lost uint64 `json:"lost"`
+	// Overwritten counts flows that readers missed, once for each reader.
+	Overwritten uint64 `json:"overwritten"`
+	// Followers are the readers that wait for more.
+	Followers int `json:"followers"`
+}
+
+// Stats returns the counters.
+func (r *Ring) Stats() Stats {
+	r.mu.Lock()
+	followers := len(r.followers)
+	r.mu.Unlock()
+	head := r.head.Load()
+	return Stats{
+		Size: len(r.slots), Held: int(head - r.oldest(head)), Added: head,
+		Lost: r.lost.Load(), Overwritten: r.overwrites.Load(), Followers: followers,
+	}
+}
