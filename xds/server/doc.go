@@ -1,0 +1,3 @@
+// Package server serves mesh resources by the delta variant of Envoy's
+// aggregated discovery service.
+package server
