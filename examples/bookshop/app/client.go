@@ -29,6 +29,9 @@ type getter struct {
 	ca       string
 	resolve  string
 	timeout  time.Duration
+	wait     time.Duration
+	fresh    bool
+	raw      bool
 }
 
 func getCommand() *cobra.Command {
@@ -42,6 +45,10 @@ func getCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if g.raw {
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), t.Last)
+				return errors.Join(err, failures(t))
+			}
 			return t.print(cmd)
 		},
 	}
@@ -52,7 +59,27 @@ func getCommand() *cobra.Command {
 	f.StringVar(&g.ca, "ca", "", "PEM file of the CA to trust")
 	f.StringVar(&g.resolve, "resolve", "", "connect to this address whatever the URL's host is")
 	f.DurationVar(&g.timeout, "timeout", 20*time.Second, "limit of one request")
+	f.DurationVar(&g.wait, "wait", 0, "repeat the first request for so long until it gets an answer below 500")
+	f.BoolVar(&g.fresh, "new-connections", false, "a new connection for each request")
+	f.BoolVar(&g.raw, "raw", false, "print the body of the last answer only")
 	return cmd
+}
+
+func failures(t *Tally) error {
+	if t.Status["error"] > 0 {
+		return fmt.Errorf("%v", t.Errors)
+	}
+	return nil
+}
+
+// waitRound is the pause between the attempts of --wait.
+const waitRound = 50 * time.Millisecond
+
+// await repeats try until it succeeds or the time is over.
+func await(ctx context.Context, limit time.Duration, try func() bool) {
+	for end := time.Now().Add(limit); limit > 0 && ctx.Err() == nil && time.Now().Before(end) && !try(); {
+		time.Sleep(waitRound)
+	}
 }
 
 func (g *getter) run(ctx context.Context, url string) (*Tally, error) {
@@ -85,6 +112,12 @@ func (g *getter) run(ctx context.Context, url string) (*Tally, error) {
 		Timeout:       g.timeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+	transport.DisableKeepAlives = g.fresh
+	await(ctx, g.wait, func() bool {
+		first := newTally()
+		g.one(ctx, client, url, first)
+		return first.Status["error"] == 0 && first.Status["503"] == 0 && first.Status["502"] == 0
+	})
 	end := time.Now().Add(g.duration)
 	for i := 0; ctx.Err() == nil && (g.duration == 0 && i < g.count || g.duration > 0 && time.Now().Before(end)); i++ {
 		g.one(ctx, client, url, t)
@@ -139,6 +172,7 @@ func rootCause(err error) error {
 
 func grpcCommand() *cobra.Command {
 	var count int
+	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "grpc HOST:PORT",
 		Short: "Make gRPC calls over one connection and count who answered",
@@ -150,6 +184,12 @@ func grpcCommand() *cobra.Command {
 				return err
 			}
 			defer c.Close()
+			await(cmd.Context(), wait, func() bool {
+				ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
+				defer cancel()
+				_, err := grpc_health_v1.NewHealthClient(c).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
+				return err == nil
+			})
 			for range count {
 				ctx, cancel := context.WithTimeout(cmd.Context(), 20*time.Second)
 				var header metadata.MD
@@ -168,18 +208,32 @@ func grpcCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().IntVarP(&count, "count", "n", 1, "how many calls")
+	cmd.Flags().DurationVar(&wait, "wait", 0, "repeat a first call for so long until it succeeds")
 	return cmd
 }
 
 // lineCommand sends one line or datagram and prints the answer.
 func lineCommand(network, short string) *cobra.Command {
 	var count int
+	var wait time.Duration
+	var self bool
 	cmd := &cobra.Command{
 		Use:   network + " HOST:PORT MESSAGE",
 		Short: short,
 		Args:  cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			t := newTally()
+			if self {
+				own, err := ownAddress()
+				if err != nil {
+					return err
+				}
+				args[0] = own + args[0]
+			}
+			await(cmd.Context(), wait, func() bool {
+				_, err := exchange(cmd.Context(), network, args[0], args[1], t)
+				return err == nil
+			})
 			for range count {
 				answer, err := exchange(cmd.Context(), network, args[0], args[1], t)
 				if err != nil {
@@ -195,8 +249,25 @@ func lineCommand(network, short string) *cobra.Command {
 			return t.print(cmd)
 		},
 	}
-	cmd.Flags().IntVarP(&count, "count", "n", 1, "how many times")
+	f := cmd.Flags()
+	f.IntVarP(&count, "count", "n", 1, "how many times")
+	f.DurationVar(&wait, "wait", 0, "repeat a first attempt for so long until it succeeds")
+	f.BoolVar(&self, "self", false, "dial an address of this machine: HOST is left out")
 	return cmd
+}
+
+// ownAddress returns the first IPv4 address that is not loopback.
+func ownAddress() (string, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return "", err
+	}
+	for _, a := range addrs {
+		if ip, ok := a.(*net.IPNet); ok && ip.IP.To4() != nil && !ip.IP.IsLoopback() {
+			return ip.IP.String(), nil
+		}
+	}
+	return "", errors.New("this machine has no IPv4 address")
 }
 
 func tcpCommand() *cobra.Command {
