@@ -314,5 +314,9 @@ func normalPath(path string) (string, error) {
 	if !ok {
 		return "", errors.New("not a path")
 	}
+	// Whoever replaces the prefix counts the elements of the path as written.
+	if plain, _ := unescapePath(nil, []byte(path)); string(plain) != string(out) {
+		return "", errors.New("has dot segments")
+	}
 	return string(out), nil
 }

@@ -336,6 +336,8 @@ func TestValidate(t *testing.T) {
 		{rule(func(r *mesh.Rule) { r.Match.Path = "b" }), "rules[1].match.path"},
 		{rule(func(r *mesh.Rule) { r.Match.Path = "/b?c" }), "rules[1].match.path"},
 		{rule(func(r *mesh.Rule) { r.Match.Path = "/b%2" }), "rules[1].match.path"},
+		{rule(func(r *mesh.Rule) { r.Match.Path = "/b/../c" }), "rules[1].match.path"},
+		{rule(func(r *mesh.Rule) { r.Match.Path = "/b/." }), "rules[1].match.path"},
 		{rule(func(r *mesh.Rule) { r.Match.PathKind = 9 }), "rules[1].match.path"},
 		{rule(func(r *mesh.Rule) { r.Match.PathKind, r.Match.Path = mesh.MatchRegexp, "a)|(b" }), "rules[1].match.path"},
 		{rule(func(r *mesh.Rule) { r.Match.Method = "G T" }), "rules[1].match.method"},
