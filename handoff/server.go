@@ -20,8 +20,8 @@ type ServerConfig struct {
 	ProxyUID int
 	// Origins and Heartbeat are map descriptors that every proxy gets.
 	Origins, Heartbeat int
-	// TakeBack is called for each socket that a proxy says it holds, before that
-	// proxy is told anything. It owns fd. It returns false when the socket is not
+	// TakeBack is called for each socket that a proxy says it holds and the agent
+	// does not (or has another of that name), before that proxy is told anything. It owns fd. It returns false when the socket is not
 	// wanted any more; the proxy is then told to close it.
 	TakeBack func(s Socket, fd int) bool
 	// Connected is called when a proxy has said what it holds: the moment to make
@@ -138,6 +138,22 @@ func (s *Server) RemoveWorkload(w Workload) {
 	}
 }
 
+// holds reports whether fd is the very socket that the agent has under its name.
+func (s *Server) holds(sock Socket, fd int) bool {
+	theirs, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h, ok := s.sockets[sock.Key()]
+	if !ok {
+		return false
+	}
+	ours, err := unix.GetsockoptUint64(h.fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	return err == nil && ours == theirs
+}
+
 // serve speaks with one proxy until it goes away.
 func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 	defer c.Close()
@@ -160,7 +176,9 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 			s.cfg.Logger.Warn("proxy spoke out of turn", "kind", m.Kind)
 			return
 		}
-		if !s.cfg.TakeBack(*m.Socket, fd) {
+		if s.holds(*m.Socket, fd) {
+			unix.Close(fd)
+		} else if !s.cfg.TakeBack(*m.Socket, fd) {
 			unwanted = append(unwanted, *m.Socket)
 		}
 	}
