@@ -29,6 +29,12 @@ func ParseVerdict(word string) (Verdict, bool) { return parse(verdictTexts, word
 // ParseType returns the type of a word.
 func ParseType(word string) (Type, bool) { return parse(typeTexts, word) }
 
+// Known reports whether v is one of the verdicts.
+func (v Verdict) Known() bool { _, ok := verdictTexts[v]; return ok }
+
+// Known reports whether t is one of the types.
+func (t Type) Known() bool { _, ok := typeTexts[t]; return ok }
+
 // String returns the verdict's word, as in `sluice observe --verdict`.
 func (v Verdict) String() string { return text(verdictTexts, v) }
 
