@@ -6,10 +6,18 @@ import (
 	"github.com/sluice-mesh/sluice/l7proxy/message"
 )
 
+// lower lowers and checks the octets of field names in one look.
+var lower = message.LowerToken()
+
+func authority(b []byte) bool {
+	ok, _ := message.ValidAuthority(b)
+	return ok
+}
+
 // requestLine splits a request line without changing it.
 func (p *Parser) requestLine(line []byte) (method, target []byte, proto message.Proto, err error) {
 	i := bytes.IndexByte(line, ' ')
-	if i < 0 || !token(line[:i]) {
+	if i < 0 || !message.ValidToken(line[:i]) {
 		return nil, nil, 0, p.fail(400, "malformed method")
 	}
 	method, rest := line[:i], line[i+1:]
@@ -19,7 +27,7 @@ func (p *Parser) requestLine(line []byte) (method, target []byte, proto message.
 		return nil, nil, 0, p.fail(400, "request line without a version")
 	}
 	target, version := rest[:i], rest[i+1:]
-	if !cleanTarget(target) || len(target) == 0 {
+	if !message.ValidTarget(target) || len(target) == 0 {
 		return nil, nil, 0, p.fail(400, "malformed request target")
 	}
 	proto, ok := version1(version)
@@ -55,8 +63,8 @@ func (p *Parser) statusLine(line []byte) (proto message.Proto, status int, err e
 		return 0, 0, p.fail(502, "malformed status line")
 	}
 	proto, ok := version1(line[:8])
-	n, isNumber := number(line[9:12])
-	if !ok || proto == 0 || !isNumber || n < 100 || !cleanValue(line[12:]) {
+	n, isNumber := message.ParseNumber(line[9:12])
+	if !ok || proto == 0 || !isNumber || n < 100 || !message.ValidValue(line[12:]) {
 		return 0, 0, p.fail(502, "malformed status line")
 	}
 	return proto, int(n), nil
@@ -132,7 +140,7 @@ func (p *Parser) frameRequest(target []byte, f *facts) error {
 	h.Authority = f.hostValue
 	switch {
 	case string(h.Method) == "CONNECT":
-		if !authority(target) || bytes.IndexByte(target, ':') < 0 {
+		if ok, port := message.ValidAuthority(target); !ok || !port {
 			return p.fail(400, "malformed request target")
 		}
 		// RFC 9110 §9.3.6: what follows is the tunnel's, not a body.
@@ -172,9 +180,9 @@ func (p *Parser) absoluteForm(t []byte) bool {
 	h := &p.head
 	var skip int
 	switch {
-	case len(t) > 7 && fold(t[:7], "http://"):
+	case len(t) > 7 && message.Fold(t[:7], "http://"):
 		skip = 7
-	case len(t) > 8 && fold(t[:8], "https://"):
+	case len(t) > 8 && message.Fold(t[:8], "https://"):
 		skip = 8
 	default:
 		return false
@@ -283,8 +291,8 @@ func (p *Parser) field(line []byte) (name, value []byte, err error) {
 		}
 		return nil, nil, p.fail(400, "malformed field name")
 	}
-	value = trim(line[i+1:])
-	if !cleanValue(value) {
+	value = message.Trim(line[i+1:])
+	if !message.ValidValue(value) {
 		return nil, nil, p.fail(400, "control character in a field value")
 	}
 	return line[:i:i], value, nil
@@ -309,7 +317,7 @@ func (p *Parser) parseFields(b []byte, f *facts) error {
 				continue
 			}
 		case "content-length":
-			n, ok := number(value)
+			n, ok := message.ParseNumber(value)
 			if !ok {
 				return p.fail(400, "malformed content-length")
 			}
@@ -322,7 +330,7 @@ func (p *Parser) parseFields(b []byte, f *facts) error {
 			h.ContentLength = n
 		case "transfer-encoding":
 			f.coding++
-			if fold(value, "chunked") {
+			if message.Fold(value, "chunked") {
 				f.chunked = true
 			} else {
 				p.otherCoding(value, f)
@@ -356,7 +364,7 @@ func (p *Parser) parseFields(b []byte, f *facts) error {
 				if h.Proto == message.HTTP10 {
 					continue
 				}
-				if !fold(value, "100-continue") {
+				if !message.Fold(value, "100-continue") {
 					return p.fail(417, "unknown expectation")
 				}
 				f.expect = true
@@ -382,7 +390,7 @@ func (p *Parser) otherCoding(value []byte, f *facts) {
 		var item []byte
 		item, value = element(value)
 		switch {
-		case fold(item, "chunked"):
+		case message.Fold(item, "chunked"):
 			if f.chunked {
 				f.unknownCoding = false
 				f.coding++
@@ -401,16 +409,16 @@ func (p *Parser) otherCoding(value []byte, f *facts) {
 // element takes the first item off a comma-separated list (RFC 9110 §5.6.1).
 func element(list []byte) (item, rest []byte) {
 	if i := bytes.IndexByte(list, ','); i >= 0 {
-		return trim(list[:i]), list[i+1:]
+		return message.Trim(list[:i]), list[i+1:]
 	}
-	return trim(list), nil
+	return message.Trim(list), nil
 }
 
 // names reports whether a list of tokens holds a lower-case name, in any case.
 func names(list []byte, name string) bool {
 	for len(list) > 0 {
 		var item []byte
-		if item, list = element(list); fold(item, name) {
+		if item, list = element(list); message.Fold(item, name) {
 			return true
 		}
 	}
@@ -426,7 +434,7 @@ func upgradeList(value []byte) bool {
 			continue
 		}
 		name, version, slash := bytes.Cut(item, []byte{'/'})
-		if !token(name) || slash && !token(version) {
+		if !message.ValidToken(name) || slash && !message.ValidToken(version) {
 			return false
 		}
 		some = true
@@ -438,7 +446,7 @@ func upgradeList(value []byte) bool {
 func te(value []byte) []byte {
 	for len(value) > 0 {
 		var item []byte
-		if item, value = element(value); fold(item, "trailers") {
+		if item, value = element(value); message.Fold(item, "trailers") {
 			return item
 		}
 	}

@@ -436,7 +436,7 @@ func chunkSize(line []byte) (size int64, ok bool) {
 	line = line[:len(line)-1]
 	i := 0
 	for ; i < len(line); i++ {
-		d := hex(line[i])
+		d := message.Hex(line[i])
 		if d < 0 {
 			break
 		}
@@ -452,9 +452,9 @@ func chunkSize(line []byte) (size int64, ok bool) {
 	if len(rest) == 0 {
 		return size, true
 	}
-	if !cleanValue(rest) {
+	if !message.ValidValue(rest) {
 		return 0, false
 	}
-	rest = trim(rest)
+	rest = message.Trim(rest)
 	return size, len(rest) > 0 && rest[0] == ';'
 }

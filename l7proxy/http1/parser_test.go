@@ -319,6 +319,7 @@ func TestRefusedRequests(t *testing.T) {
 		{"absolute form without host", "GET http:///a HTTP/1.1\r\n" + host + "\r\n", 400},
 		{"absolute form with user information", "GET http://a@x/a HTTP/1.1\r\n" + host + "\r\n", 400},
 		{"connect without a port", "CONNECT x HTTP/1.1\r\n" + host + "\r\n", 400},
+		{"connect to an address without a port", "CONNECT [::1] HTTP/1.1\r\n" + host + "\r\n", 400},
 		{"connect with a path", "CONNECT /x:1 HTTP/1.1\r\n" + host + "\r\n", 400},
 		{"connect with content", "CONNECT x:1 HTTP/1.1\r\n" + host + "Content-Length: 1\r\n\r\n", 400},
 		{"connect with chunks", "CONNECT x:1 HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n", 400},

@@ -95,7 +95,7 @@ func (w *Writer) refuse(dst []byte, size int, err error) []byte {
 func (w *Writer) AppendRequest(dst []byte, h *message.Head) []byte {
 	size := len(dst)
 	w.err, w.close, w.remaining, w.framing = nil, h.Close, 0, noBody
-	if !token(h.Method) {
+	if !message.ValidToken(h.Method) {
 		return w.refuse(dst, size, ErrMethod)
 	}
 	connect := string(h.Method) == "CONNECT"
@@ -105,10 +105,11 @@ func (w *Writer) AppendRequest(dst []byte, h *message.Head) []byte {
 		if len(h.Upgrade) > 0 {
 			return w.refuse(dst, size, ErrUpgrade)
 		}
-		if target = h.Authority; !authority(target) {
+		target = h.Authority
+		if ok, port := message.ValidAuthority(target); !ok || !port {
 			return w.refuse(dst, size, ErrTarget)
 		}
-	case len(target) == 0 || !cleanTarget(target) ||
+	case len(target) == 0 || !message.ValidTarget(target) ||
 		target[0] != '/' && (string(target) != "*" || string(h.Method) != "OPTIONS") ||
 		len(h.Authority) > 0 && !authority(h.Authority):
 		return w.refuse(dst, size, ErrTarget)
@@ -329,12 +330,12 @@ func appendFields(dst []byte, fields []message.Field, trailer bool) (_ []byte, t
 				continue
 			}
 		case "te":
-			if !fold(f.Value, "trailers") || trailer {
+			if !message.Fold(f.Value, "trailers") || trailer {
 				continue
 			}
 			te = true
 		}
-		if !lowerToken(f.Name) || !cleanValue(f.Value) {
+		if !message.ValidName(f.Name) || !message.ValidValue(f.Value) {
 			return dst, false, false
 		}
 		dst = append(dst, f.Name...)

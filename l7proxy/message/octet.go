@@ -1,9 +1,11 @@
-package http1
+package message
 
 import "encoding/binary"
 
-// lower maps the octets of a token (RFC 9110 §5.6.2) to their lower case and all
-// others to zero.
+// LowerToken is a table that maps the octets of a token (RFC 9110 §5.6.2) to their
+// lower case and all others to zero. It is a function, so that nobody changes the table.
+func LowerToken() [256]byte { return lower }
+
 var lower = func() (t [256]byte) {
 	for _, c := range []byte("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz") {
 		t[c] = c
@@ -71,8 +73,8 @@ func suspect(x uint64, n uint64) bool {
 	return ((x-n*ones)&^x|(d-ones)&^d)&tops != 0
 }
 
-// cleanValue reports whether b has the octets of a field value only.
-func cleanValue(b []byte) bool {
+// ValidValue reports whether b has the octets of a field value only.
+func ValidValue(b []byte) bool {
 	if len(b) < 8 {
 		return all(b, inValue)
 	}
@@ -86,8 +88,9 @@ func cleanValue(b []byte) bool {
 	return !suspect(binary.LittleEndian.Uint64(last), ' ') || all(last, inValue)
 }
 
-// cleanTarget reports whether b has the octets of a request target only.
-func cleanTarget(b []byte) bool {
+// ValidTarget reports whether b has the octets of a request target only: visible ASCII
+// without the "#" of a fragment. Its form is not looked at.
+func ValidTarget(b []byte) bool {
 	if len(b) < 8 {
 		return all(b, inTarget)
 	}
@@ -104,8 +107,8 @@ func cleanTarget(b []byte) bool {
 	return word(binary.LittleEndian.Uint64(last)) || all(last, inTarget)
 }
 
-// token reports whether b is one or more octets of a token.
-func token(b []byte) bool {
+// ValidToken reports whether b is one or more octets of a token.
+func ValidToken(b []byte) bool {
 	for _, c := range b {
 		if lower[c] == 0 {
 			return false
@@ -114,8 +117,8 @@ func token(b []byte) bool {
 	return len(b) > 0
 }
 
-// lowerToken reports whether b is a token without upper case.
-func lowerToken(b []byte) bool {
+// ValidName reports whether b is a field name in lower case.
+func ValidName(b []byte) bool {
 	for _, c := range b {
 		if lower[c] != c || c == 0 {
 			return false
@@ -124,8 +127,8 @@ func lowerToken(b []byte) bool {
 	return len(b) > 0
 }
 
-// fold reports whether b is s, a lower-case string, in any case.
-func fold(b []byte, s string) bool {
+// Fold reports whether b is s, a lower-case string, in any case.
+func Fold(b []byte, s string) bool {
 	if len(b) != len(s) {
 		return false
 	}
@@ -140,8 +143,8 @@ func fold(b []byte, s string) bool {
 	return true
 }
 
-// trim takes optional white space (RFC 9110 §5.6.3) off both ends.
-func trim(b []byte) []byte {
+// Trim takes optional white space (RFC 9110 §5.6.3) off both ends.
+func Trim(b []byte) []byte {
 	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t') {
 		b = b[1:]
 	}
@@ -151,25 +154,25 @@ func trim(b []byte) []byte {
 	return b
 }
 
-// authority reports whether b is a host with an optional port, without user
-// information (RFC 9110 §7.2, RFC 3986 §3.2).
-func authority(b []byte) bool {
-	host, port, hasPort := b, []byte(nil), false
+// ValidAuthority reports whether b is a host with an optional port, without user
+// information (RFC 9110 §7.2, RFC 3986 §3.2), and whether it has a port.
+func ValidAuthority(b []byte) (ok, hasPort bool) {
+	host, port := b, []byte(nil)
 	if len(b) > 0 && b[0] == '[' {
 		end := 1
 		for end < len(b) && class[b[end]]&inIPv6 != 0 {
 			end++
 		}
 		if end < 3 || end == len(b) || b[end] != ']' {
-			return false
+			return false, false
 		}
 		if rest := b[end+1:]; len(rest) > 0 {
 			if rest[0] != ':' {
-				return false
+				return false, false
 			}
 			port, hasPort = rest[1:], true
 		}
-		return !hasPort || portNumber(port)
+		return !hasPort || portNumber(port), hasPort
 	}
 	for i, c := range b {
 		if c == ':' {
@@ -178,14 +181,14 @@ func authority(b []byte) bool {
 		}
 	}
 	if len(host) == 0 || !all(host, inHost) || hasPort && !portNumber(port) {
-		return false
+		return false, false
 	}
 	for i, c := range host {
-		if c == '%' && (i+2 >= len(host) || hex(host[i+1]) < 0 || hex(host[i+2]) < 0) {
-			return false
+		if c == '%' && (i+2 >= len(host) || Hex(host[i+1]) < 0 || Hex(host[i+2]) < 0) {
+			return false, false
 		}
 	}
-	return true
+	return true, hasPort
 }
 
 func portNumber(b []byte) bool {
@@ -201,8 +204,8 @@ func portNumber(b []byte) bool {
 	return len(b) > 0
 }
 
-// hex returns the value of a hexadecimal digit, -1 for any other octet.
-func hex(c byte) int {
+// Hex returns the value of a hexadecimal digit, -1 for any other octet.
+func Hex(c byte) int {
 	switch {
 	case c >= '0' && c <= '9':
 		return int(c - '0')
@@ -214,8 +217,8 @@ func hex(c byte) int {
 	return -1
 }
 
-// number reads digits only; ok is false for an empty string and above 2^63-1.
-func number(b []byte) (n int64, ok bool) {
+// ParseNumber reads digits only; ok is false for an empty string and above 2^63-1.
+func ParseNumber(b []byte) (n int64, ok bool) {
 	if len(b) == 0 || len(b) > 19 {
 		return 0, false
 	}
