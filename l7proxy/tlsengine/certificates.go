@@ -156,7 +156,7 @@ func serves(c *mesh.Chain, sni string) bool {
 	sni = strings.TrimSuffix(strings.ToLower(sni), ".")
 	for _, pattern := range c.ServerNames {
 		if suffix, ok := strings.CutPrefix(pattern, "*"); ok {
-			if len(sni) > len(suffix) && strings.HasSuffix(sni, suffix) {
+			if suffix == "" || len(sni) > len(suffix) && strings.HasSuffix(sni, suffix) {
 				return true
 			}
 		} else if sni == pattern && sni != "" {
