@@ -1,0 +1,359 @@
+package codec
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/sluice-mesh/sluice/mesh"
+)
+
+// random makes mesh values in normal form.
+type random struct{ *rand.Rand }
+
+func newRandom(seed uint64) random { return random{rand.New(rand.NewPCG(seed, 1))} }
+
+func (r random) chance(percent int) bool { return r.IntN(100) < percent }
+
+func (r random) label() string {
+	const letters = "abcdefghijklmnopqrstuvwxyz0123456789-"
+	b := []byte{letters[r.IntN(26)]}
+	for range r.IntN(8) {
+		b = append(b, letters[r.IntN(36)])
+	}
+	return string(b)
+}
+
+func (r random) text() string {
+	const odd = `ab %\/,;=é0"'`
+	var b strings.Builder
+	runes := []rune(odd)
+	for range r.IntN(9) {
+		b.WriteRune(runes[r.IntN(len(runes))])
+	}
+	return b.String()
+}
+
+func (r random) name() mesh.Name { return mesh.Name{Namespace: r.label(), Name: r.label()} }
+
+func (r random) addr() netip.Addr {
+	if r.chance(60) {
+		return netip.AddrFrom4([4]byte{10, byte(r.IntN(4)), byte(r.IntN(256)), byte(r.IntN(256))})
+	}
+	var b [16]byte
+	for i := range b {
+		b[i] = byte(r.IntN(256))
+	}
+	if r.chance(10) {
+		return netip.AddrFrom16(netip.AddrFrom4([4]byte{10, 0, 0, 1}).As16()) // v4-mapped stays mapped
+	}
+	return netip.AddrFrom16(b)
+}
+
+func many[T any](r random, most int, f func() T) []T {
+	n := r.IntN(most + 1)
+	if n == 0 {
+		return nil
+	}
+	out := make([]T, n)
+	for i := range out {
+		out[i] = f()
+	}
+	return out
+}
+
+func (r random) duration() time.Duration {
+	if r.chance(30) {
+		return 0
+	}
+	return time.Duration(1 + r.Int64N(int64(time.Hour)))
+}
+
+func (r random) appProtocol() mesh.AppProtocol {
+	all := []mesh.AppProtocol{mesh.AppProtocolUnknown, mesh.AppProtocolHTTP, mesh.AppProtocolHTTP2, mesh.AppProtocolTLS, mesh.AppProtocolTCP}
+	return all[r.IntN(len(all))]
+}
+
+func (r random) port() uint16 { return uint16(r.IntN(1 << 16)) }
+
+func (r random) workload() *mesh.Workload {
+	w := &mesh.Workload{
+		Name:           r.name(),
+		ServiceAccount: r.label(),
+		Node:           r.label(),
+		Addresses:      many(r, 2, r.addr),
+		Ready:          r.chance(50),
+	}
+	for range r.IntN(4) {
+		if w.Labels == nil {
+			w.Labels = map[string]string{}
+		}
+		w.Labels[r.label()] = r.text()
+	}
+	return w
+}
+
+func (r random) endpoint() mesh.Endpoint {
+	e := mesh.Endpoint{AddrPort: netip.AddrPortFrom(r.addr(), r.port())}
+	if r.chance(70) {
+		e.Workload = r.name()
+	}
+	if r.chance(70) {
+		e.Node = r.label()
+	}
+	if r.chance(20) {
+		e.Hostname = r.label()
+	}
+	return e
+}
+
+func (r random) service() *mesh.Service {
+	s := &mesh.Service{Name: r.name(), VIPs: many(r, 2, r.addr), Headless: r.chance(20)}
+	if r.chance(20) {
+		s.AffinityTimeout = r.duration()
+	}
+	if r.chance(10) {
+		s.ExternalName = r.label() + ".example"
+	}
+	hosts := many(r, 6, r.endpoint)
+	s.Ports = many(r, 4, func() mesh.ServicePort {
+		p := mesh.ServicePort{Name: r.label(), Port: r.port(), Protocol: mesh.ProtocolTCP, AppProtocol: r.appProtocol()}
+		if r.chance(30) {
+			p.Protocol = mesh.ProtocolUDP
+		} else {
+			p.Steered = r.chance(30)
+		}
+		same, target := r.chance(70), r.port()
+		for _, h := range hosts {
+			if r.chance(20) {
+				continue
+			}
+			if same {
+				h.AddrPort = netip.AddrPortFrom(h.AddrPort.Addr(), target)
+			}
+			p.Endpoints = append(p.Endpoints, h)
+		}
+		return p
+	})
+	return s
+}
+
+func (r random) clusterName() string { return fmt.Sprintf("%s/%d", r.name(), r.port()) }
+
+func (r random) cluster() *mesh.Cluster {
+	n, p := r.name(), r.port()
+	return &mesh.Cluster{Name: fmt.Sprintf("%s/%d", n, p), Service: n, Port: p, Protocol: r.appProtocol()}
+}
+
+func (r random) clusterEndpoints() *mesh.ClusterEndpoints {
+	return &mesh.ClusterEndpoints{Cluster: r.clusterName(), Endpoints: many(r, 5, r.endpoint)}
+}
+
+func (r random) certificate() *mesh.Certificate {
+	return &mesh.Certificate{Name: r.name().String(), ChainPEM: []byte("chain " + r.text()), KeyPEM: []byte("key " + r.text())}
+}
+
+func (r random) listener() *mesh.Listener {
+	n, p := r.name(), r.port()
+	l := &mesh.Listener{Type: mesh.ListenerGateway, Parent: n, Port: p, Addresses: many(r, 2, r.addr)}
+	if r.chance(50) {
+		l.Type = mesh.ListenerService
+		l.Name = fmt.Sprintf("service/%s/%d", n, p)
+		c := mesh.Chain{}
+		if r.chance(80) {
+			c.RouteTable = l.Name
+		}
+		if r.chance(80) {
+			c.Default = r.rawClusters()
+		}
+		l.Chains = []mesh.Chain{c}
+		for range r.IntN(3) {
+			if l.ConsumerTables == nil {
+				l.ConsumerTables = map[string]string{}
+			}
+			ns := r.label()
+			l.ConsumerTables[ns] = l.Name + "/@" + ns
+		}
+		return l
+	}
+	l.Name = fmt.Sprintf("gateway/%s/%d", n, p)
+	l.Chains = many(r, 4, func() mesh.Chain {
+		c := mesh.Chain{
+			Name:         r.label(),
+			ServerNames:  many(r, 2, func() string { return r.label() + ".example" }),
+			Certificates: many(r, 2, func() string { return r.name().String() }),
+		}
+		if r.chance(80) {
+			c.RouteTable = l.Name + "/" + c.Name
+		}
+		if r.chance(20) {
+			c.Default = r.rawClusters()
+		}
+		return c
+	})
+	return l
+}
+
+func (r random) rawClusters() []mesh.WeightedCluster {
+	return many(r, 3, func() mesh.WeightedCluster {
+		c := mesh.WeightedCluster{Cluster: r.clusterName(), Weight: 1 + r.Uint32N(3)}
+		if r.chance(20) {
+			c.Cluster = ""
+		}
+		return c
+	})
+}
+
+func (r random) virtualHost() *mesh.VirtualHost {
+	v := &mesh.VirtualHost{Table: "gateway/" + r.name().String() + "/80/http", Hostname: r.label() + ".example"}
+	switch r.IntN(4) {
+	case 0:
+		v.Hostname = "*"
+	case 1:
+		v.Hostname = "*." + v.Hostname
+	}
+	v.Rules = many(r, 5, r.rule)
+	return v
+}
+
+func (r random) path() string {
+	p := ""
+	for range 1 + r.IntN(3) {
+		p += "/" + r.label()
+	}
+	return p
+}
+
+func (r random) rule() mesh.Rule {
+	rule := mesh.Rule{Route: r.name(), RouteKind: "HTTPRoute", RuleIndex: r.IntN(20), MatchIndex: r.IntN(20), Match: r.match()}
+	if r.chance(30) {
+		rule.RouteKind = "GRPCRoute"
+	}
+	if r.chance(30) {
+		rule.RuleName = r.label()
+	}
+	switch r.IntN(5) {
+	case 0:
+		rule.Filters = r.filters(true, false)
+		f := mesh.Filter{Redirect: &mesh.Redirect{Status: []int{301, 302, 303, 307, 308}[r.IntN(5)], Path: r.pathEdit()}}
+		if r.chance(50) {
+			f.Redirect.Scheme = "https"
+		}
+		if r.chance(50) {
+			f.Redirect.Hostname = r.label()
+		}
+		if r.chance(50) {
+			f.Redirect.Port = r.port()
+		}
+		rule.Filters = append(rule.Filters, f)
+		r.Shuffle(len(rule.Filters), func(i, j int) { rule.Filters[i], rule.Filters[j] = rule.Filters[j], rule.Filters[i] })
+	case 1:
+		rule.Filters = r.filters(true, false)
+	default:
+		rule.Filters = r.filters(true, true)
+		for range 1 + r.IntN(3) {
+			c := mesh.WeightedCluster{Cluster: r.clusterName(), Weight: r.Uint32N(4), Filters: r.filters(r.chance(30), r.chance(30))}
+			if r.chance(20) {
+				c.Cluster = ""
+			}
+			rule.Clusters = append(rule.Clusters, c)
+		}
+		rule.Clusters[0].Weight++
+		rule.Timeouts = mesh.Timeouts{Request: r.duration(), Backend: r.duration()}
+		if r.chance(40) {
+			rule.Retry = &mesh.Retry{
+				Attempts: r.IntN(5),
+				Backoff:  r.duration(),
+				Codes:    many(r, 3, func() int { return 500 + r.IntN(100) }),
+			}
+		}
+	}
+	return rule
+}
+
+func (r random) match() mesh.Match {
+	m := mesh.Match{Headers: many(r, 2, r.valueMatch), Query: many(r, 2, r.valueMatch)}
+	switch r.IntN(5) {
+	case 0:
+		m.PathKind, m.Path = mesh.MatchExact, r.path()
+	case 1:
+		m.PathKind, m.Path = mesh.MatchPrefix, r.path()
+	case 2:
+		m.PathKind, m.Path = mesh.MatchPrefix, "/"
+	case 3:
+		m.PathKind, m.Path = mesh.MatchRegexp, r.path()+"/[0-9]+|/x"
+	}
+	if r.chance(30) {
+		m.Method = "POST"
+	}
+	return m
+}
+
+func (r random) valueMatch() mesh.ValueMatch {
+	if r.chance(30) {
+		return mesh.ValueMatch{Name: r.label(), Kind: mesh.MatchRegexp, Value: "v[0-9]+"}
+	}
+	return mesh.ValueMatch{Name: r.label(), Kind: mesh.MatchExact, Value: r.text()}
+}
+
+func (r random) pathEdit() *mesh.PathEdit {
+	switch r.IntN(6) {
+	case 0:
+		return nil
+	case 1:
+		return &mesh.PathEdit{Kind: mesh.PathReplaceFull, Value: r.path()}
+	case 2:
+		return &mesh.PathEdit{Kind: mesh.PathReplaceFull, Value: "/" + strings.ReplaceAll(r.text(), "é", "")}
+	case 3:
+		return &mesh.PathEdit{Kind: mesh.PathReplacePrefix, Value: []string{"", "/"}[r.IntN(2)]}
+	case 4:
+		return &mesh.PathEdit{Kind: mesh.PathReplacePrefix, Value: r.path() + "/"}
+	}
+	return &mesh.PathEdit{Kind: mesh.PathReplacePrefix, Value: r.path()}
+}
+
+func (r random) edit() *mesh.HeaderEdit {
+	value := func() mesh.HeaderValue { return mesh.HeaderValue{Name: r.label(), Value: r.text()} }
+	return &mesh.HeaderEdit{Set: many(r, 2, value), Add: many(r, 2, value), Remove: many(r, 2, r.label)}
+}
+
+func (r random) filters(headers, rewrite bool) []mesh.Filter {
+	var out []mesh.Filter
+	if headers && r.chance(50) {
+		out = append(out, mesh.Filter{RequestHeaders: r.edit()})
+	}
+	if headers && r.chance(50) {
+		out = append(out, mesh.Filter{ResponseHeaders: r.edit()})
+	}
+	if rewrite && r.chance(50) {
+		w := &mesh.Rewrite{Path: r.pathEdit()}
+		if r.chance(50) {
+			w.Hostname = r.label()
+		}
+		out = append(out, mesh.Filter{Rewrite: w})
+	}
+	r.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	return out
+}
+
+// resource makes one of any kind.
+func (r random) resource(kind mesh.Kind) mesh.Resource {
+	switch kind {
+	case mesh.KindWorkload:
+		return r.workload()
+	case mesh.KindService:
+		return r.service()
+	case mesh.KindListener:
+		return r.listener()
+	case mesh.KindVirtualHost:
+		return r.virtualHost()
+	case mesh.KindCluster:
+		return r.cluster()
+	case mesh.KindClusterEndpoints:
+		return r.clusterEndpoints()
+	default:
+		return r.certificate()
+	}
+}
