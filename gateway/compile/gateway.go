@@ -1,0 +1,75 @@
+package compile
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/sluice-mesh/sluice/gateway/graph"
+	"github.com/sluice-mesh/sluice/mesh"
+)
+
+// GatewayListeners compiles a Gateway into one listener per port. Without
+// addresses there is none.
+func GatewayListeners(g *graph.Gateway, addresses []netip.Addr) []*mesh.Listener {
+	if len(addresses) == 0 {
+		return nil
+	}
+	byPort := map[uint16]*mesh.Listener{}
+	for i := range g.Listeners {
+		l := &g.Listeners[i]
+		if !l.Served {
+			continue
+		}
+		out := byPort[l.Port]
+		if out == nil {
+			out = &mesh.Listener{
+				Name: g.ListenerName(l.Port), Type: mesh.ListenerGateway, Parent: g.Name, Port: l.Port, Addresses: addresses,
+			}
+			byPort[l.Port] = out
+		}
+		if l.Protocol == gatewayv1.HTTPProtocolType {
+			// All plain listeners of a port share a table, and so one chain.
+			if len(out.Chains) == 0 {
+				out.Chains = []mesh.Chain{{Name: l.Name, RouteTable: l.Table}}
+			}
+			continue
+		}
+		chain := mesh.Chain{Name: l.Name, RouteTable: l.Table}
+		if l.Hostname != graph.AnyHost {
+			chain.ServerNames = []string{l.Hostname}
+		}
+		for _, name := range l.Certificates {
+			chain.Certificates = append(chain.Certificates, name.String())
+		}
+		out.Chains = append(out.Chains, chain)
+	}
+	listeners := make([]*mesh.Listener, 0, len(byPort))
+	for _, l := range byPort {
+		slices.SortStableFunc(l.Chains, func(a, b mesh.Chain) int {
+			return graph.CompareSpecificity(serverName(a), serverName(b))
+		})
+		listeners = append(listeners, l)
+	}
+	slices.SortFunc(listeners, func(a, b *mesh.Listener) int { return cmp.Compare(a.Port, b.Port) })
+	return listeners
+}
+
+func serverName(c mesh.Chain) string {
+	if len(c.ServerNames) == 0 {
+		return graph.AnyHost
+	}
+	return c.ServerNames[0]
+}
+
+// Certificate compiles a Secret of type kubernetes.io/tls.
+func Certificate(secret *corev1.Secret) *mesh.Certificate {
+	return &mesh.Certificate{
+		Name:     secret.Namespace + "/" + secret.Name,
+		ChainPEM: secret.Data[corev1.TLSCertKey],
+		KeyPEM:   secret.Data[corev1.TLSPrivateKeyKey],
+	}
+}

@@ -1,0 +1,349 @@
+package compile
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/sluice-mesh/sluice/gateway/graph"
+	"github.com/sluice-mesh/sluice/mesh"
+)
+
+// ServiceInput is what a Service is compiled from.
+type ServiceInput struct {
+	Service *corev1.Service
+	// Slices are its EndpointSlices. If there are none, Pods are its endpoints.
+	Slices []*discoveryv1.EndpointSlice
+	// Pods are those that the selector selects.
+	Pods []*corev1.Pod
+	// Workload returns the workload behind an endpoint, or zero: by the Pod that the
+	// slice refers to, or else by the address.
+	Workload func(namespace, pod string, address netip.Addr) mesh.Name
+	// Steering has the ports that routes are attached to.
+	Steering map[uint16]Steering
+	// Node is where endpoints are that do not say.
+	Node string
+}
+
+// Steering says which routes apply to a port of a Service.
+type Steering struct {
+	// Producer: routes of the Service's own namespace.
+	Producer bool
+	// Consumers are the namespaces whose clients have routes of their own.
+	Consumers []string
+}
+
+// Service compiles a Service into all its resources: itself, and for each TCP
+// port a cluster with its endpoints and, if routes are attached, a listener.
+func Service(in ServiceInput) []mesh.Resource {
+	spec := &in.Service.Spec
+	name := mesh.Name{Namespace: in.Service.Namespace, Name: in.Service.Name}
+	svc := &mesh.Service{Name: name, Headless: spec.ClusterIP == corev1.ClusterIPNone}
+	if spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+		svc.AffinityTimeout = 3 * time.Hour // the API's default
+		if c := spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+			svc.AffinityTimeout = time.Duration(*c.ClientIP.TimeoutSeconds) * time.Second
+		}
+	}
+	if spec.Type == corev1.ServiceTypeExternalName {
+		svc.ExternalName = strings.TrimSuffix(spec.ExternalName, ".")
+		return []mesh.Resource{svc}
+	}
+	if !svc.Headless {
+		svc.VIPs = clusterIPs(spec)
+	}
+	resources := []mesh.Resource{svc}
+	for i := range spec.Ports {
+		p := &spec.Ports[i]
+		port := mesh.ServicePort{Name: p.Name, Port: uint16(p.Port), AppProtocol: graph.AppProtocol(p)}
+		switch p.Protocol {
+		case corev1.ProtocolTCP, "":
+			port.Protocol = mesh.ProtocolTCP
+		case corev1.ProtocolUDP:
+			port.Protocol = mesh.ProtocolUDP
+		default:
+			continue // SCTP
+		}
+		port.Endpoints = endpoints(&in, p)
+		if port.Protocol == mesh.ProtocolTCP {
+			cluster := graph.ClusterName(name, port.Port)
+			resources = append(resources,
+				&mesh.Cluster{Name: cluster, Service: name, Port: port.Port, Protocol: port.AppProtocol},
+				&mesh.ClusterEndpoints{Cluster: cluster, Endpoints: oneFamily(spec, port.Endpoints)})
+			if s, ok := in.Steering[port.Port]; ok && len(svc.VIPs) > 0 {
+				port.Steered = true
+				resources = append(resources, serviceListener(svc, port.Port, s))
+			}
+		}
+		svc.Ports = append(svc.Ports, port)
+	}
+	return resources
+}
+
+func serviceListener(svc *mesh.Service, port uint16, s Steering) *mesh.Listener {
+	chain := mesh.Chain{Default: []mesh.WeightedCluster{{Cluster: graph.ClusterName(svc.Name, port), Weight: 1}}}
+	if s.Producer {
+		chain.RouteTable = graph.ServiceTable(svc.Name, port, "")
+	}
+	l := &mesh.Listener{
+		Name: graph.ServiceTable(svc.Name, port, ""), Type: mesh.ListenerService, Parent: svc.Name, Port: port,
+		Addresses: svc.VIPs, Chains: []mesh.Chain{chain},
+	}
+	for _, ns := range s.Consumers {
+		if l.ConsumerTables == nil {
+			l.ConsumerTables = map[string]string{}
+		}
+		l.ConsumerTables[ns] = graph.ServiceTable(svc.Name, port, ns)
+	}
+	return l
+}
+
+func clusterIPs(spec *corev1.ServiceSpec) []netip.Addr {
+	texts := spec.ClusterIPs
+	if len(texts) == 0 && spec.ClusterIP != "" {
+		texts = []string{spec.ClusterIP}
+	}
+	var out []netip.Addr
+	for _, text := range texts {
+		if a, err := netip.ParseAddr(text); err == nil {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
+}
+
+// oneFamily returns the endpoints of the Service's first family that has some: a
+// backend with two addresses is still one backend to the proxy.
+func oneFamily(spec *corev1.ServiceSpec, list []mesh.Endpoint) []mesh.Endpoint {
+	first := len(spec.IPFamilies) == 0 || spec.IPFamilies[0] == corev1.IPv4Protocol
+	if len(spec.IPFamilies) == 0 && len(list) > 0 {
+		first = list[0].AddrPort.Addr().Is4()
+	}
+	var preferred, other []mesh.Endpoint
+	for _, e := range list {
+		if e.AddrPort.Addr().Is4() == first {
+			preferred = append(preferred, e)
+		} else {
+			other = append(other, e)
+		}
+	}
+	if len(preferred) == 0 {
+		return other
+	}
+	return preferred
+}
+
+// endpoints returns the endpoints of a port that may get new connections: ready
+// ones, else those that serve while they terminate (KEP-1669).
+func endpoints(in *ServiceInput, port *corev1.ServicePort) []mesh.Endpoint {
+	var ready, draining []mesh.Endpoint
+	add := func(e mesh.Endpoint, isReady, serving, terminating bool) {
+		switch {
+		case isReady:
+			ready = append(ready, e)
+		case serving && terminating:
+			draining = append(draining, e)
+		}
+	}
+	if len(in.Slices) > 0 {
+		fromSlices(in, port, add)
+	} else if len(in.Service.Spec.Selector) > 0 {
+		fromPods(in, port, add)
+	}
+	if len(ready) == 0 {
+		ready = draining
+	}
+	slices.SortFunc(ready, func(a, b mesh.Endpoint) int { return a.AddrPort.Compare(b.AddrPort) })
+	// The same endpoint may be in two slices while one is being replaced
+	// (EndpointSlice documentation, "Duplicate endpoints").
+	return slices.CompactFunc(ready, func(a, b mesh.Endpoint) bool { return a.AddrPort == b.AddrPort })
+}
+
+func fromSlices(in *ServiceInput, port *corev1.ServicePort, add func(e mesh.Endpoint, ready, serving, terminating bool)) {
+	for _, slice := range in.Slices {
+		if slice.AddressType != discoveryv1.AddressTypeIPv4 && slice.AddressType != discoveryv1.AddressTypeIPv6 {
+			continue
+		}
+		number, ok := slicePort(slice, port)
+		if !ok {
+			continue
+		}
+		for i := range slice.Endpoints {
+			e := &slice.Endpoints[i]
+			// Unknown readiness counts as ready, unknown serving as readiness.
+			ready := e.Conditions.Ready == nil || *e.Conditions.Ready
+			serving := ready
+			if e.Conditions.Serving != nil {
+				serving = *e.Conditions.Serving
+			}
+			terminating := e.Conditions.Terminating != nil && *e.Conditions.Terminating
+			pod, namespace := "", slice.Namespace
+			if e.TargetRef != nil && e.TargetRef.Kind == "Pod" {
+				pod = e.TargetRef.Name
+				if e.TargetRef.Namespace != "" {
+					namespace = e.TargetRef.Namespace
+				}
+			}
+			// Consumers use the first address only (EndpointSlice, Endpoint.addresses).
+			if len(e.Addresses) == 0 {
+				continue
+			}
+			addr, err := netip.ParseAddr(e.Addresses[0])
+			if err != nil {
+				continue
+			}
+			addr = addr.Unmap()
+			out := mesh.Endpoint{AddrPort: netip.AddrPortFrom(addr, number), Workload: in.Workload(namespace, pod, addr), Node: in.Node}
+			if e.NodeName != nil {
+				out.Node = *e.NodeName
+			}
+			if e.Hostname != nil {
+				out.Hostname = *e.Hostname
+			}
+			add(out, ready, serving, terminating)
+		}
+	}
+}
+
+// slicePort finds a Service's port in a slice by its name.
+func slicePort(slice *discoveryv1.EndpointSlice, port *corev1.ServicePort) (uint16, bool) {
+	protocol := port.Protocol
+	if protocol == "" {
+		protocol = corev1.ProtocolTCP
+	}
+	for i := range slice.Ports {
+		p := &slice.Ports[i]
+		if p.Port == nil || deref(p.Name) != port.Name {
+			continue
+		}
+		if p.Protocol == nil && protocol == corev1.ProtocolTCP || p.Protocol != nil && *p.Protocol == protocol {
+			return uint16(*p.Port), true
+		}
+	}
+	return 0, false
+}
+
+func fromPods(in *ServiceInput, port *corev1.ServicePort, add func(e mesh.Endpoint, ready, serving, terminating bool)) {
+	for _, pod := range in.Pods {
+		if Finished(pod) {
+			continue
+		}
+		number, ok := targetPort(pod, port)
+		if !ok {
+			continue
+		}
+		serving := PodReady(pod) || in.Service.Spec.PublishNotReadyAddresses
+		terminating := pod.DeletionTimestamp != nil
+		ready := serving && !terminating || in.Service.Spec.PublishNotReadyAddresses
+		e := mesh.Endpoint{Node: in.Node}
+		if pod.Spec.NodeName != "" {
+			e.Node = pod.Spec.NodeName
+		}
+		if pod.Spec.Hostname != "" && pod.Spec.Subdomain == in.Service.Name {
+			e.Hostname = pod.Spec.Hostname
+		}
+		for _, addr := range PodAddresses(pod) {
+			if !wantsFamily(&in.Service.Spec, addr) {
+				continue
+			}
+			e.AddrPort = netip.AddrPortFrom(addr, number)
+			e.Workload = in.Workload(pod.Namespace, pod.Name, addr)
+			add(e, ready, serving, terminating)
+		}
+	}
+}
+
+func wantsFamily(spec *corev1.ServiceSpec, addr netip.Addr) bool {
+	if len(spec.IPFamilies) == 0 {
+		return true
+	}
+	family := corev1.IPv6Protocol
+	if addr.Is4() {
+		family = corev1.IPv4Protocol
+	}
+	return slices.Contains(spec.IPFamilies, family)
+}
+
+// targetPort resolves a targetPort, which may be the name of a container's port.
+func targetPort(pod *corev1.Pod, port *corev1.ServicePort) (uint16, bool) {
+	if name := port.TargetPort.StrVal; name != "" {
+		protocol := port.Protocol
+		if protocol == "" {
+			protocol = corev1.ProtocolTCP
+		}
+		for i := range pod.Spec.Containers {
+			for _, p := range pod.Spec.Containers[i].Ports {
+				if p.Name == name && (p.Protocol == protocol || p.Protocol == "" && protocol == corev1.ProtocolTCP) {
+					return uint16(p.ContainerPort), true
+				}
+			}
+		}
+		return 0, false
+	}
+	if number := port.TargetPort.IntVal; number > 0 {
+		return uint16(number), true
+	}
+	return uint16(port.Port), true
+}
+
+// Workload compiles a Pod, or returns nil for one that is not a workload: it has
+// no address yet, has ended, or is in the node's own network.
+func Workload(pod *corev1.Pod, node string) *mesh.Workload {
+	addresses := PodAddresses(pod)
+	if len(addresses) == 0 || Finished(pod) || pod.Spec.HostNetwork {
+		return nil
+	}
+	w := &mesh.Workload{
+		Name:           mesh.Name{Namespace: pod.Namespace, Name: pod.Name},
+		ServiceAccount: pod.Spec.ServiceAccountName,
+		Labels:         pod.Labels,
+		Node:           pod.Spec.NodeName,
+		Addresses:      addresses,
+		Ready:          PodReady(pod),
+	}
+	if w.ServiceAccount == "" {
+		w.ServiceAccount = "default"
+	}
+	if w.Node == "" {
+		w.Node = node
+	}
+	return w
+}
+
+// PodAddresses returns a Pod's addresses, IPv4 first.
+func PodAddresses(pod *corev1.Pod) []netip.Addr {
+	texts := make([]string, 0, 2)
+	for _, ip := range pod.Status.PodIPs {
+		texts = append(texts, ip.IP)
+	}
+	if len(texts) == 0 && pod.Status.PodIP != "" {
+		texts = append(texts, pod.Status.PodIP)
+	}
+	var out []netip.Addr
+	for _, text := range texts {
+		if a, err := netip.ParseAddr(text); err == nil {
+			out = append(out, a.Unmap())
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+// PodReady reports whether a Pod's Ready condition is true.
+func PodReady(pod *corev1.Pod) bool {
+	for i := range pod.Status.Conditions {
+		if c := &pod.Status.Conditions[i]; c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// Finished reports whether a Pod has ended for good.
+func Finished(pod *corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+}

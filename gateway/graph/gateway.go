@@ -1,0 +1,383 @@
+package graph
+
+import (
+	"crypto/tls"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/sluice-mesh/sluice/gateway/conditions"
+	"github.com/sluice-mesh/sluice/kube"
+	"github.com/sluice-mesh/sluice/mesh"
+)
+
+// Gateway is a Gateway with its references resolved.
+type Gateway struct {
+	Name       mesh.Name
+	Generation int64
+	Listeners  []Listener
+	// Accepted and ResolvedRefs are the conditions of the Gateway as far as its
+	// listeners and parameters decide them. Addresses are not looked at.
+	Accepted     metav1.Condition
+	ResolvedRefs metav1.Condition
+}
+
+// Listener is a listener of a Gateway.
+type Listener struct {
+	Name     string
+	Port     uint16
+	Protocol gatewayv1.ProtocolType
+	Hostname string // AnyHost if it has none
+	// Kinds are the kinds of routes that may attach, SupportedKinds the same for the
+	// status.
+	Kinds          []kube.Kind
+	SupportedKinds []gatewayv1.RouteGroupKind
+	// Namespaces says from where routes may attach; Selector goes with Selector.
+	Namespaces gatewayv1.FromNamespaces
+	Selector   string
+	selector   labels.Selector
+	// Certificates to terminate TLS with.
+	Certificates []mesh.Name
+	// Conditions without Programmed.
+	Conditions []metav1.Condition
+	// Served says that connections are taken. Why says why not.
+	Served bool
+	Why    string
+	// Table is the route table that requests of this listener are looked up in.
+	// Plain HTTP listeners of one port share one, because nothing but the Host
+	// field tells their requests apart.
+	Table string
+}
+
+// supportedKinds are the kinds of routes that HTTP and HTTPS listeners take.
+var supportedKinds = []kube.Kind{kube.KindHTTPRoute, kube.KindGRPCRoute}
+
+// ResolveGateway resolves the references of a Gateway whose class is ours.
+func ResolveGateway(objects Objects, gw *gatewayv1.Gateway) *Gateway {
+	g := &Gateway{
+		Name:       mesh.Name{Namespace: gw.Namespace, Name: gw.Name},
+		Generation: gw.Generation,
+		Listeners:  make([]Listener, len(gw.Spec.Listeners)),
+	}
+	for i := range gw.Spec.Listeners {
+		g.Listeners[i] = resolveListener(objects, gw, &gw.Spec.Listeners[i])
+	}
+	g.findConflicts()
+	g.findOverlaps()
+	g.nameTables()
+	g.summarise(gw)
+	return g
+}
+
+// resolveListener looks at a listener by itself.
+func resolveListener(objects Objects, gw *gatewayv1.Gateway, spec *gatewayv1.Listener) Listener {
+	l := Listener{
+		Name: string(spec.Name), Port: uint16(spec.Port), Protocol: spec.Protocol,
+		Hostname: AnyHost, Namespaces: gatewayv1.NamespacesFromSame, Served: true,
+		SupportedKinds: []gatewayv1.RouteGroupKind{},
+	}
+	if spec.Hostname != nil && *spec.Hostname != "" {
+		l.Hostname = strings.ToLower(string(*spec.Hostname))
+	}
+	accepted := conditions.ListenerAccepted(gw.Generation)
+	refuse := func(reason gatewayv1.ListenerConditionReason, format string, args ...any) {
+		if l.Served {
+			l.Served, l.Why = false, fmt.Sprintf(format, args...)
+			accepted = conditions.ListenerNotAccepted(reason, gw.Generation, l.Why)
+		}
+	}
+
+	switch spec.Protocol {
+	case gatewayv1.HTTPProtocolType, gatewayv1.HTTPSProtocolType:
+	default:
+		refuse(gatewayv1.ListenerReasonUnsupportedProtocol, "Protocol %s is not supported; use HTTP or HTTPS", spec.Protocol)
+		l.Conditions = []metav1.Condition{accepted, conditions.ListenerResolvedRefs(gw.Generation)}
+		return l
+	}
+	if spec.Filters != nil && len(spec.Filters.Requests) > 0 {
+		refuse(gatewayv1.ListenerReasonUnsupportedValue, "Filters of listeners are not supported")
+	}
+	l.takeNamespaces(spec, refuse)
+
+	// The first reference that is wrong is the one reported.
+	resolved := conditions.ListenerResolvedRefs(gw.Generation)
+	unresolved := func(reason gatewayv1.ListenerConditionReason, format string, args ...any) {
+		if resolved.Status == metav1.ConditionTrue {
+			resolved = conditions.ListenerNotResolved(reason, gw.Generation, fmt.Sprintf(format, args...))
+		}
+	}
+	if spec.Protocol == gatewayv1.HTTPSProtocolType {
+		l.takeCertificates(objects, gw, spec, refuse, unresolved)
+	}
+	l.takeKinds(spec, unresolved)
+	if l.Served && (len(l.Kinds) == 0 || spec.Protocol == gatewayv1.HTTPSProtocolType && len(l.Certificates) == 0) {
+		l.Served, l.Why = false, resolved.Message
+	}
+	l.Conditions = []metav1.Condition{accepted, resolved}
+	return l
+}
+
+func (l *Listener) takeNamespaces(spec *gatewayv1.Listener, refuse func(gatewayv1.ListenerConditionReason, string, ...any)) {
+	if spec.AllowedRoutes == nil || spec.AllowedRoutes.Namespaces == nil || spec.AllowedRoutes.Namespaces.From == nil {
+		return
+	}
+	from := spec.AllowedRoutes.Namespaces
+	switch *from.From {
+	case gatewayv1.NamespacesFromAll, gatewayv1.NamespacesFromSame, gatewayv1.NamespacesFromNone:
+		l.Namespaces = *from.From
+	case gatewayv1.NamespacesFromSelector:
+		l.Namespaces = gatewayv1.NamespacesFromSelector
+		selector, err := metav1.LabelSelectorAsSelector(from.Selector)
+		if err != nil {
+			refuse(gatewayv1.ListenerReasonUnsupportedValue, "allowedRoutes.namespaces.selector: %v", err)
+			selector = labels.Nothing()
+		}
+		l.selector, l.Selector = selector, selector.String()
+	default:
+		refuse(gatewayv1.ListenerReasonUnsupportedValue, "allowedRoutes.namespaces.from: %q is not known", *from.From)
+	}
+}
+
+func (l *Listener) takeKinds(spec *gatewayv1.Listener, unresolved func(gatewayv1.ListenerConditionReason, string, ...any)) {
+	wanted := supportedKinds
+	if spec.AllowedRoutes != nil && len(spec.AllowedRoutes.Kinds) > 0 {
+		wanted = nil
+		for _, k := range spec.AllowedRoutes.Kinds {
+			kind := kube.Kind(k.Kind)
+			if k.Group != nil && *k.Group != gatewayv1.GroupName || !slices.Contains(supportedKinds, kind) {
+				unresolved(gatewayv1.ListenerReasonInvalidRouteKinds, "allowedRoutes.kinds: %s listeners do not take %s", spec.Protocol, k.Kind)
+				continue
+			}
+			if !slices.Contains(wanted, kind) {
+				wanted = append(wanted, kind)
+			}
+		}
+	}
+	l.Kinds = wanted
+	group := gatewayv1.Group(gatewayv1.GroupName)
+	for _, kind := range wanted {
+		l.SupportedKinds = append(l.SupportedKinds, gatewayv1.RouteGroupKind{Group: &group, Kind: gatewayv1.Kind(kind)})
+	}
+}
+
+func (l *Listener) takeCertificates(objects Objects, gw *gatewayv1.Gateway, spec *gatewayv1.Listener,
+	refuse, unresolved func(gatewayv1.ListenerConditionReason, string, ...any),
+) {
+	if spec.TLS != nil && spec.TLS.Mode != nil && *spec.TLS.Mode != gatewayv1.TLSModeTerminate {
+		refuse(gatewayv1.ListenerReasonUnsupportedValue, "tls.mode: %s is not supported; use Terminate", *spec.TLS.Mode)
+		return
+	}
+	// Serving without the asked-for check of client certificates would let anybody in.
+	if wantsClientCertificates(gw, spec.Port) {
+		refuse(gatewayv1.ListenerReasonUnsupportedValue, "Validation of client certificates (spec.tls.frontend) is not supported")
+		return
+	}
+	if spec.TLS == nil || len(spec.TLS.CertificateRefs) == 0 {
+		unresolved(gatewayv1.ListenerReasonInvalidCertificateRef, "tls.certificateRefs: an HTTPS listener needs a certificate")
+		return
+	}
+	for i, ref := range spec.TLS.CertificateRefs {
+		if ref.Group != nil && *ref.Group != "" || ref.Kind != nil && *ref.Kind != "Secret" {
+			unresolved(gatewayv1.ListenerReasonInvalidCertificateRef, "tls.certificateRefs[%d]: only Secrets of the core group are supported", i)
+			continue
+		}
+		name := mesh.Name{Namespace: gw.Namespace, Name: string(ref.Name)}
+		if ref.Namespace != nil {
+			name.Namespace = string(*ref.Namespace)
+		}
+		if !permitted(objects, kube.KindGateway, gw.Namespace, kube.KindSecret, name) {
+			unresolved(gatewayv1.ListenerReasonRefNotPermitted, "tls.certificateRefs[%d]: no ReferenceGrant in namespace %s lets Gateways of namespace %s use Secret %s",
+				i, name.Namespace, gw.Namespace, name.Name)
+			continue
+		}
+		secret, ok := objects.Get(kube.Key{Kind: kube.KindSecret, Namespace: name.Namespace, Name: name.Name}).(*corev1.Secret)
+		if !ok {
+			unresolved(gatewayv1.ListenerReasonInvalidCertificateRef, "tls.certificateRefs[%d]: Secret %s does not exist", i, name)
+			continue
+		}
+		if err := CheckCertificate(secret); err != nil {
+			unresolved(gatewayv1.ListenerReasonInvalidCertificateRef, "tls.certificateRefs[%d]: Secret %s: %v", i, name, err)
+			continue
+		}
+		l.Certificates = append(l.Certificates, name)
+	}
+}
+
+// CheckCertificate reports why TLS cannot be terminated with a Secret, or nil.
+func CheckCertificate(secret *corev1.Secret) error {
+	if secret.Type != corev1.SecretTypeTLS {
+		return fmt.Errorf("its type is %q, not %q", secret.Type, corev1.SecretTypeTLS)
+	}
+	for _, key := range []string{corev1.TLSCertKey, corev1.TLSPrivateKeyKey} {
+		if len(secret.Data[key]) == 0 {
+			return fmt.Errorf("it has no data in %s", key)
+		}
+	}
+	if _, err := tls.X509KeyPair(secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey]); err != nil {
+		return fmt.Errorf("not a certificate with its key: %w", err)
+	}
+	return nil
+}
+
+func wantsClientCertificates(gw *gatewayv1.Gateway, port gatewayv1.PortNumber) bool {
+	if gw.Spec.TLS == nil || gw.Spec.TLS.Frontend == nil {
+		return false
+	}
+	for _, p := range gw.Spec.TLS.Frontend.PerPort {
+		if p.Port == port {
+			return p.TLS.Validation != nil
+		}
+	}
+	return gw.Spec.TLS.Frontend.Default.Validation != nil
+}
+
+// findConflicts refuses listeners that cannot be told apart: the same port with
+// plain and encrypted HTTP, or the same port, protocol and hostname. Neither of
+// two is preferred (Gateway.spec.listeners).
+func (g *Gateway) findConflicts() {
+	for i := range g.Listeners {
+		l := &g.Listeners[i]
+		conflict := conditions.ListenerNoConflicts(g.Generation)
+		for j := range g.Listeners {
+			o := &g.Listeners[j]
+			if i == j || l.Port != o.Port || !speaksHTTP(l.Protocol) || !speaksHTTP(o.Protocol) {
+				continue
+			}
+			switch {
+			case l.Protocol != o.Protocol:
+				conflict = conditions.ListenerConflicted(gatewayv1.ListenerReasonProtocolConflict, g.Generation,
+					fmt.Sprintf("Listener %s has the same port with protocol %s", o.Name, o.Protocol))
+			case l.Hostname == o.Hostname:
+				conflict = conditions.ListenerConflicted(gatewayv1.ListenerReasonHostnameConflict, g.Generation,
+					fmt.Sprintf("Listener %s has the same port, protocol and hostname", o.Name))
+			default:
+				continue
+			}
+			break
+		}
+		if conflict.Status == metav1.ConditionTrue {
+			l.Served, l.Why = false, conflict.Message
+			l.Conditions[0] = conditions.ListenerNotAccepted(conflict.Reason, g.Generation, conflict.Message)
+		}
+		l.Conditions = append(l.Conditions, conflict)
+	}
+}
+
+func speaksHTTP(p gatewayv1.ProtocolType) bool {
+	return p == gatewayv1.HTTPProtocolType || p == gatewayv1.HTTPSProtocolType
+}
+
+// findOverlaps marks HTTPS listeners of one port whose hostnames overlap.
+func (g *Gateway) findOverlaps() {
+	for i := range g.Listeners {
+		for j := range g.Listeners {
+			l, o := &g.Listeners[i], &g.Listeners[j]
+			if i == j || l.Port != o.Port || l.Protocol != gatewayv1.HTTPSProtocolType || o.Protocol != l.Protocol || l.Hostname == o.Hostname {
+				continue
+			}
+			if _, overlap := Intersect(l.Hostname, o.Hostname); overlap {
+				l.Conditions = append(l.Conditions, conditions.ListenerOverlappingTLS(g.Generation,
+					fmt.Sprintf("The hostname overlaps with that of listener %s", o.Name)))
+				break
+			}
+		}
+	}
+}
+
+// nameTables gives plain HTTP listeners of a port the table of the first one that
+// is served, and the others their own.
+func (g *Gateway) nameTables() {
+	first := map[uint16]string{}
+	for i := range g.Listeners {
+		l := &g.Listeners[i]
+		if !l.Served {
+			continue
+		}
+		name := l.Name
+		if l.Protocol == gatewayv1.HTTPProtocolType {
+			if first[l.Port] == "" {
+				first[l.Port] = l.Name
+			}
+			name = first[l.Port]
+		}
+		l.Table = g.ListenerName(l.Port) + "/" + name
+	}
+}
+
+// ListenerName returns the name of the mesh.Listener of a port.
+func (g *Gateway) ListenerName(port uint16) string {
+	return "gateway/" + g.Name.String() + "/" + strconv.Itoa(int(port))
+}
+
+// summarise sets the conditions of the Gateway.
+func (g *Gateway) summarise(gw *gatewayv1.Gateway) {
+	g.Accepted = conditions.GatewayAccepted(g.Generation)
+	var invalid []string
+	resolved, valid := true, 0
+	for i := range g.Listeners {
+		l := &g.Listeners[i]
+		if l.Conditions[0].Status == metav1.ConditionTrue {
+			valid++
+		} else {
+			invalid = append(invalid, l.Name)
+		}
+		resolved = resolved && l.Conditions[1].Status == metav1.ConditionTrue
+	}
+	g.ResolvedRefs = conditions.GatewayResolvedRefs(resolved, g.Generation)
+	if len(invalid) > 0 {
+		g.Accepted = conditions.GatewayListenersNotValid(valid > 0, g.Generation, "Not valid: listener "+strings.Join(invalid, ", "))
+	}
+	if gw.Spec.Infrastructure != nil && gw.Spec.Infrastructure.ParametersRef != nil {
+		g.Refuse(gatewayv1.GatewayReasonInvalidParameters, "spec.infrastructure.parametersRef is not supported")
+	}
+}
+
+// Refuse takes the whole Gateway out of service.
+func (g *Gateway) Refuse(reason gatewayv1.GatewayConditionReason, message string) {
+	g.Accepted = conditions.GatewayNotAccepted(reason, g.Generation, message)
+	for i := range g.Listeners {
+		l := &g.Listeners[i]
+		if l.Served {
+			l.Served, l.Why = false, message
+			l.Table = ""
+		}
+	}
+}
+
+// SameAttachment reports whether routes attach to both in the same way, so that
+// none has to be looked at again.
+func (g *Gateway) SameAttachment(o *Gateway) bool {
+	if (g == nil) != (o == nil) {
+		return false
+	}
+	if g == nil {
+		return true
+	}
+	return slices.EqualFunc(g.Listeners, o.Listeners, func(a, b Listener) bool {
+		return a.Name == b.Name && a.Port == b.Port && a.Protocol == b.Protocol && a.Hostname == b.Hostname &&
+			slices.Equal(a.Kinds, b.Kinds) && a.Namespaces == b.Namespaces && a.Selector == b.Selector &&
+			a.Served == b.Served && a.Table == b.Table
+	})
+}
+
+// owner returns the listener that takes requests for a host on a port with plain
+// HTTP: the most specific (Gateway.spec.listeners on listener isolation).
+func (g *Gateway) owner(port uint16, host string) *Listener {
+	var best *Listener
+	for i := range g.Listeners {
+		l := &g.Listeners[i]
+		if l.Port != port || !l.Served || l.Protocol != gatewayv1.HTTPProtocolType || !Covers(l.Hostname, host) {
+			continue
+		}
+		if best == nil || CompareSpecificity(l.Hostname, best.Hostname) < 0 {
+			best = l
+		}
+	}
+	return best
+}

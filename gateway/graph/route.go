@@ -1,0 +1,387 @@
+package graph
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/sluice-mesh/sluice/gateway/conditions"
+	"github.com/sluice-mesh/sluice/kube"
+	"github.com/sluice-mesh/sluice/mesh"
+)
+
+// Route is an HTTPRoute or GRPCRoute with its references resolved.
+type Route struct {
+	Key        kube.Key
+	Generation int64
+	Created    time.Time
+	Object     kube.Object
+	Parents    []Parent
+	// GatewayBackends and MeshBackends are the backends of each rule, as Gateways and
+	// as Services see them: a mesh client may call a Service of any namespace by
+	// itself, so that its routes need no ReferenceGrant (GEP-1294).
+	GatewayBackends, MeshBackends Backends
+}
+
+// Backends are the resolved backendRefs of a route.
+type Backends struct {
+	// Clusters has the cluster of each backendRef of each rule; empty is invalid.
+	Clusters [][]string
+	// ResolvedRefs is the condition to report.
+	ResolvedRefs metav1.Condition
+}
+
+// Parent is one parentRef of a route.
+type Parent struct {
+	Ref gatewayv1.ParentReference
+	// Mesh says that the parent is a Service.
+	Mesh bool
+	// Accepted is the condition by what the parent allows.
+	Accepted    metav1.Condition
+	Attachments []Attachment
+}
+
+// Attachment is a place where a route applies: a listener of a Gateway, or a port
+// of a Service.
+type Attachment struct {
+	// Domain is where routes can be in each other's way: "NAMESPACE/NAME/LISTENER" of
+	// a Gateway, or the table for a Service.
+	Domain string
+	// Gateway and Listener, or Service and Port.
+	Gateway  mesh.Name
+	Listener string
+	Service  mesh.Name
+	Port     uint16
+	// Consumer is the namespace whose clients the route is for; empty: all.
+	Consumer string
+	// Table is where the rules go; empty if the listener is not served.
+	Table string
+	Hosts []Host
+}
+
+// Host is a hostname under which a route applies.
+type Host struct {
+	// Name is the intersection of the route's hostname and the listener's.
+	Name string
+	// Original is the route's own, which decides precedence.
+	Original string
+	// Served says that requests for the name come to this listener.
+	Served bool
+}
+
+// ResolveRoute resolves the references of a route. It returns nil if no parent is
+// ours to speak for.
+func ResolveRoute(objects Objects, o kube.Object) *Route {
+	r := &Route{Key: kube.KeyOf(o), Generation: o.GetGeneration(), Created: o.GetCreationTimestamp().UTC(), Object: o}
+	var parents []gatewayv1.ParentReference
+	var hostnames []gatewayv1.Hostname
+	var refs [][]gatewayv1.BackendRef
+	switch o := o.(type) {
+	case *gatewayv1.HTTPRoute:
+		parents, hostnames = o.Spec.ParentRefs, o.Spec.Hostnames
+		for i := range o.Spec.Rules {
+			var of []gatewayv1.BackendRef
+			for _, b := range o.Spec.Rules[i].BackendRefs {
+				of = append(of, b.BackendRef)
+			}
+			refs = append(refs, of)
+		}
+	case *gatewayv1.GRPCRoute:
+		parents, hostnames = o.Spec.ParentRefs, o.Spec.Hostnames
+		for i := range o.Spec.Rules {
+			var of []gatewayv1.BackendRef
+			for _, b := range o.Spec.Rules[i].BackendRefs {
+				of = append(of, b.BackendRef)
+			}
+			refs = append(refs, of)
+		}
+	}
+	var toGateway, toService bool
+	for _, ref := range parents {
+		p, ours := r.resolveParent(objects, ref, hostnames)
+		if !ours {
+			continue
+		}
+		r.Parents = append(r.Parents, p)
+		toService = toService || p.Mesh
+		toGateway = toGateway || !p.Mesh
+	}
+	if toGateway {
+		r.GatewayBackends = r.resolveBackends(objects, refs, true)
+	}
+	if toService {
+		r.MeshBackends = r.resolveBackends(objects, refs, false)
+	}
+	if len(r.Parents) == 0 {
+		return nil
+	}
+	return r
+}
+
+func (r *Route) resolveParent(objects Objects, ref gatewayv1.ParentReference, hostnames []gatewayv1.Hostname) (p Parent, ours bool) {
+	group, kind, name := gatewayv1.Group(gatewayv1.GroupName), gatewayv1.Kind(kube.KindGateway), mesh.Name{Namespace: r.Key.Namespace, Name: string(ref.Name)}
+	if ref.Group != nil {
+		group = *ref.Group
+	}
+	if ref.Kind != nil {
+		kind = *ref.Kind
+	}
+	if ref.Namespace != nil {
+		name.Namespace = string(*ref.Namespace)
+	}
+	p = Parent{Ref: ref, Accepted: conditions.RouteAccepted(r.Generation)}
+	switch {
+	case group == gatewayv1.GroupName && kind == gatewayv1.Kind(kube.KindGateway):
+		g := objects.Gateway(name)
+		if g == nil {
+			if objects.Get(kube.Key{Kind: kube.KindGateway, Namespace: name.Namespace, Name: name.Name}) != nil {
+				return p, false // another controller's
+			}
+			p.refuse(r, gatewayv1.RouteReasonNoMatchingParent, "Gateway %s does not exist", name)
+			return p, true
+		}
+		r.attachToGateway(objects, &p, g, hostnames)
+		return p, true
+	case group == "" && kind == gatewayv1.Kind(kube.KindService):
+		p.Mesh = true
+		r.attachToService(objects, &p, name)
+		return p, true
+	}
+	return p, false
+}
+
+func (p *Parent) refuse(r *Route, reason gatewayv1.RouteConditionReason, format string, args ...any) {
+	p.Accepted = conditions.RouteNotAccepted(reason, r.Generation, fmt.Sprintf(format, args...))
+}
+
+func (r *Route) attachToGateway(objects Objects, p *Parent, g *Gateway, hostnames []gatewayv1.Hostname) {
+	var matching, allowed bool
+	for i := range g.Listeners {
+		l := &g.Listeners[i]
+		if p.Ref.SectionName != nil && string(*p.Ref.SectionName) != l.Name || p.Ref.Port != nil && uint16(*p.Ref.Port) != l.Port {
+			continue
+		}
+		matching = true
+		if !slices.Contains(l.Kinds, r.Key.Kind) || !l.allows(objects, g.Name.Namespace, r.Key.Namespace) {
+			continue
+		}
+		allowed = true
+		hosts := r.hosts(g, l, hostnames)
+		if len(hosts) == 0 {
+			continue
+		}
+		p.Attachments = append(p.Attachments, Attachment{
+			Domain: g.Name.String() + "/" + l.Name, Gateway: g.Name, Listener: l.Name, Port: l.Port, Table: l.Table, Hosts: hosts,
+		})
+	}
+	switch {
+	case !matching:
+		p.refuse(r, gatewayv1.RouteReasonNoMatchingParent, "Gateway %s has no listener with that sectionName and port", g.Name)
+	case !allowed:
+		p.refuse(r, gatewayv1.RouteReasonNotAllowedByListeners, "allowedRoutes of Gateway %s does not allow an %s of namespace %s", g.Name, r.Key.Kind, r.Key.Namespace)
+	case len(p.Attachments) == 0:
+		p.refuse(r, gatewayv1.RouteReasonNoMatchingListenerHostname, "No hostname of the route matches one of Gateway %s", g.Name)
+	}
+}
+
+// allows reports whether routes of a namespace may attach.
+func (l *Listener) allows(objects Objects, own, namespace string) bool {
+	switch l.Namespaces {
+	case gatewayv1.NamespacesFromAll:
+		return true
+	case gatewayv1.NamespacesFromSame:
+		return own == namespace
+	case gatewayv1.NamespacesFromSelector:
+		if l.selector == nil {
+			return false
+		}
+		// The API server gives every namespace this label.
+		set := labels.Set{corev1.LabelMetadataName: namespace}
+		if ns, ok := objects.Get(kube.Key{Kind: kube.KindNamespace, Name: namespace}).(*corev1.Namespace); ok {
+			for k, v := range ns.Labels {
+				set[k] = v
+			}
+		}
+		return l.selector.Matches(set)
+	}
+	return false
+}
+
+// hosts intersects the hostnames of the route and of the listener.
+func (r *Route) hosts(g *Gateway, l *Listener, hostnames []gatewayv1.Hostname) []Host {
+	originals := []string{AnyHost}
+	if len(hostnames) > 0 {
+		originals = originals[:0]
+		for _, h := range hostnames {
+			originals = append(originals, strings.ToLower(string(h)))
+		}
+	}
+	var hosts []Host
+	for _, original := range originals {
+		name, ok := Intersect(l.Hostname, original)
+		if !ok {
+			continue
+		}
+		served := l.Served && (l.Protocol != gatewayv1.HTTPProtocolType || g.owner(l.Port, name) == l)
+		if i := slices.IndexFunc(hosts, func(h Host) bool { return h.Name == name }); i >= 0 {
+			if CompareSpecificity(original, hosts[i].Original) < 0 {
+				hosts[i].Original = original
+			}
+			continue
+		}
+		hosts = append(hosts, Host{Name: name, Original: original, Served: served})
+	}
+	return hosts
+}
+
+// attachToService attaches to the ports of a Service (GEP-1426). Hostnames play
+// no part: requests are taken by the address that they go to.
+func (r *Route) attachToService(objects Objects, p *Parent, name mesh.Name) {
+	svc, ok := objects.Get(kube.Key{Kind: kube.KindService, Namespace: name.Namespace, Name: name.Name}).(*corev1.Service)
+	if !ok {
+		p.refuse(r, gatewayv1.RouteReasonNoMatchingParent, "Service %s does not exist", name)
+		return
+	}
+	if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone {
+		p.refuse(r, gatewayv1.RouteReasonUnsupportedValue, "Service %s has no cluster IP; routes do not attach to headless and ExternalName Services", name)
+		return
+	}
+	if p.Ref.SectionName != nil {
+		p.refuse(r, gatewayv1.RouteReasonUnsupportedValue, "sectionName is not supported for Services; use port")
+		return
+	}
+	consumer := ""
+	if r.Key.Namespace != name.Namespace {
+		consumer = r.Key.Namespace
+	}
+	for i := range svc.Spec.Ports {
+		port := &svc.Spec.Ports[i]
+		if port.Protocol != corev1.ProtocolTCP && port.Protocol != "" {
+			continue
+		}
+		if p.Ref.Port != nil {
+			if port.Port != *p.Ref.Port {
+				continue
+			}
+		} else if proto := AppProtocol(port); proto == mesh.AppProtocolTCP || proto == mesh.AppProtocolTLS {
+			// Without a port the route is for all that can carry it.
+			continue
+		}
+		table := ServiceTable(name, uint16(port.Port), consumer)
+		p.Attachments = append(p.Attachments, Attachment{
+			Domain: table, Service: name, Port: uint16(port.Port), Consumer: consumer, Table: table,
+			Hosts: []Host{{Name: AnyHost, Original: AnyHost, Served: true}},
+		})
+	}
+	if len(p.Attachments) == 0 {
+		p.refuse(r, gatewayv1.RouteReasonNoMatchingParent, "Service %s has no such TCP port that carries HTTP", name)
+	}
+}
+
+// ServiceTable names the route table of a Service's port, for all clients or for
+// those of a namespace.
+func ServiceTable(service mesh.Name, port uint16, consumer string) string {
+	table := "service/" + service.String() + "/" + strconv.Itoa(int(port))
+	if consumer != "" {
+		table += "/@" + consumer
+	}
+	return table
+}
+
+// ClusterName names the cluster of a Service's port.
+func ClusterName(service mesh.Name, port uint16) string {
+	return service.String() + "/" + strconv.Itoa(int(port))
+}
+
+// resolveBackends resolves all backendRefs; the first that is wrong is reported.
+func (r *Route) resolveBackends(objects Objects, refs [][]gatewayv1.BackendRef, grants bool) Backends {
+	b := Backends{ResolvedRefs: conditions.RouteResolvedRefs(r.Generation), Clusters: make([][]string, len(refs))}
+	for i := range refs {
+		b.Clusters[i] = make([]string, len(refs[i]))
+		for j := range refs[i] {
+			cluster, reason, why := r.resolveBackend(objects, &refs[i][j], grants)
+			b.Clusters[i][j] = cluster
+			if reason != "" && b.ResolvedRefs.Status == metav1.ConditionTrue {
+				b.ResolvedRefs = conditions.RouteNotResolved(reason, r.Generation, fmt.Sprintf("rules[%d].backendRefs[%d]: %s", i, j, why))
+			}
+		}
+	}
+	return b
+}
+
+func (r *Route) resolveBackend(objects Objects, ref *gatewayv1.BackendRef, grants bool) (cluster string, reason gatewayv1.RouteConditionReason, why string) {
+	if ref.Group != nil && *ref.Group != "" || ref.Kind != nil && *ref.Kind != gatewayv1.Kind(kube.KindService) {
+		kind := "that group"
+		if ref.Kind != nil {
+			kind = string(*ref.Kind)
+		}
+		return "", gatewayv1.RouteReasonInvalidKind, kind + " is not supported as a backend; use Service"
+	}
+	name := mesh.Name{Namespace: r.Key.Namespace, Name: string(ref.Name)}
+	if ref.Namespace != nil {
+		name.Namespace = string(*ref.Namespace)
+	}
+	if grants && !permitted(objects, r.Key.Kind, r.Key.Namespace, kube.KindService, name) {
+		return "", gatewayv1.RouteReasonRefNotPermitted,
+			fmt.Sprintf("no ReferenceGrant in namespace %s lets an %s of namespace %s use Service %s", name.Namespace, r.Key.Kind, r.Key.Namespace, name.Name)
+	}
+	svc, ok := objects.Get(kube.Key{Kind: kube.KindService, Namespace: name.Namespace, Name: name.Name}).(*corev1.Service)
+	if !ok {
+		return "", gatewayv1.RouteReasonBackendNotFound, fmt.Sprintf("Service %s does not exist", name)
+	}
+	if svc.Spec.Type == corev1.ServiceTypeExternalName {
+		return "", gatewayv1.RouteReasonInvalidKind, fmt.Sprintf("Service %s is an ExternalName, which is not supported as a backend", name)
+	}
+	if ref.Port == nil {
+		return "", gatewayv1.RouteReasonBackendNotFound, "port is missing; a Service needs one"
+	}
+	udp := false
+	for i := range svc.Spec.Ports {
+		p := &svc.Spec.Ports[i]
+		if p.Port != *ref.Port {
+			continue
+		}
+		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
+			udp = true
+			continue
+		}
+		if AppProtocol(p) == mesh.AppProtocolTLS {
+			return "", gatewayv1.RouteReasonUnsupportedProtocol, fmt.Sprintf("Service %s port %d speaks TLS, which is not supported towards backends", name, *ref.Port)
+		}
+		return ClusterName(name, uint16(p.Port)), "", ""
+	}
+	if udp {
+		return "", gatewayv1.RouteReasonUnsupportedProtocol, fmt.Sprintf("Service %s port %d is not TCP", name, *ref.Port)
+	}
+	return "", gatewayv1.RouteReasonBackendNotFound, fmt.Sprintf("Service %s has no port %d", name, *ref.Port)
+}
+
+// AppProtocol returns what is spoken on a Service's port by its appProtocol
+// (KEP-1435, GEP-1911), or else by the first word of its name.
+func AppProtocol(p *corev1.ServicePort) mesh.AppProtocol {
+	word, _, _ := strings.Cut(p.Name, "-")
+	if strings.HasPrefix(p.Name, "grpc-web") {
+		word = "http"
+	}
+	if p.AppProtocol != nil {
+		word = *p.AppProtocol
+	}
+	switch strings.ToLower(word) {
+	case "http", "kubernetes.io/ws", "ws", "grpc-web":
+		return mesh.AppProtocolHTTP
+	case "kubernetes.io/h2c", "h2c", "http2", "grpc":
+		return mesh.AppProtocolHTTP2
+	case "https", "tls", "kubernetes.io/wss", "wss":
+		return mesh.AppProtocolTLS
+	case "tcp", "redis", "mysql", "mongo", "postgresql", "postgres", "amqp", "kafka", "smtp":
+		return mesh.AppProtocolTCP
+	}
+	return mesh.AppProtocolUnknown
+}
