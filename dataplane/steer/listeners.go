@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-mesh/sluice/bpf"
 )
@@ -50,7 +51,7 @@ func (l *listeners) set(f bpf.MeshFrontend, fd int) error {
 		return nil
 	}
 	if err := l.frontends.Put(f, slot); err != nil {
-		return errors.Join(fmt.Errorf("write the frontend: %w", err), deleteKey(l.sockets, slot))
+		return errors.Join(fmt.Errorf("write the frontend: %w", err), l.sockets.Delete(slot))
 	}
 	l.slots[f], l.used[slot] = slot, true
 	return nil
@@ -65,8 +66,8 @@ func (l *listeners) remove(f bpf.MeshFrontend) error {
 		return err
 	}
 	delete(l.slots, f)
-	// A socket that closed has emptied its slot.
-	if err := l.sockets.Delete(slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	// A socket that closed has emptied its slot; the kernel calls that EINVAL.
+	if err := l.sockets.Delete(slot); err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("empty slot %d: %w", slot, err)
 	}
 	delete(l.used, slot)
