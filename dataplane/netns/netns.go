@@ -131,11 +131,20 @@ func (n *Namespace) Same(o *Namespace) (bool, error) {
 }
 
 // OfInit reports whether this is the namespace of process 1: the machine's own,
-// unless the caller sits in a container.
+// unless the caller sits in a container. Where that cannot be known it is true.
 func (n *Namespace) OfInit() (bool, error) {
 	first, err := Open("/proc/1/ns/net")
 	if err != nil {
-		return false, err
+		// Process 1 may hold a capability that the caller lacks, which hides its
+		// namespaces (ptrace(2), access mode checking). Kernel threads hide nothing, and
+		// the first of them is process 2 in the machine's own PID namespace.
+		comm, commErr := os.ReadFile("/proc/2/comm")
+		if commErr != nil || string(comm) != "kthreadd\n" {
+			return true, nil
+		}
+		if first, err = Open("/proc/2/ns/net"); err != nil {
+			return true, nil
+		}
 	}
 	defer func() { _ = first.Close() }()
 	return n.Same(first)

@@ -35,7 +35,11 @@ type ContainerPort struct {
 // what is put around them both must fit a file name (255 bytes).
 const maxNameBytes = 180
 
-// Validate checks names, labels and ports by the rules of Kubernetes.
+// ErrInvalid says that a Spec breaks the rules.
+var ErrInvalid = errors.New("invalid workload")
+
+// Validate checks names, labels and ports by the rules of Kubernetes. The error
+// wraps ErrInvalid and names all that is wrong.
 func (s *Spec) Validate() error {
 	var errs []error
 	if !isDNSLabel(s.Name.Namespace) {
@@ -80,7 +84,7 @@ func (s *Spec) Validate() error {
 		names[port.Name] = true
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("workload %s: %w", s.Name, err)
+		return fmt.Errorf("%w %s: %w", ErrInvalid, s.Name, err)
 	}
 	return nil
 }
