@@ -22,8 +22,8 @@ type Flag struct {
 	Usage string
 	// Words are all values that the flag takes, if they can be listed.
 	Words []string
-	// Names says which names complete the value: "namespace", "workload", "service"
-	// or nothing.
+	// Names says which names complete the value: "namespace", "workload", "service",
+	// "route" or nothing.
 	Names string
 
 	compile func(value string) (func(*flow.Flow) bool, error)
@@ -49,7 +49,7 @@ var flags = slices.Concat(
 		{Name: "http-method", Value: "METHOD", Usage: "HTTP method, in any case", Words: []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT"}, compile: httpMethod},
 		{Name: "http-path", Value: "REGEXP", Usage: "HTTP path without its query, regular expression (RE2) that matches anywhere", compile: httpPath},
 		{Name: "http-host", Value: "HOST", Usage: "HTTP authority without its port; * stands for any characters", compile: httpHost},
-		{Name: "route", Value: "[KIND/]NAMESPACE/NAME", Usage: "route that the request took", compile: route},
+		{Name: "route", Value: "[KIND/]NAMESPACE/NAME", Usage: "route that the request took", Names: "route", compile: route},
 		{Name: "dns-query", Value: "REGEXP", Usage: "name that was asked for, regular expression (RE2) that matches anywhere", compile: dnsQuery},
 	},
 )
