@@ -1,9 +1,10 @@
-// Package accesslog writes one line for each finished exchange.
 package accesslog
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -15,20 +16,118 @@ type Format uint8
 
 // The formats.
 const (
+	// JSON is one flat object on each line.
 	JSON Format = iota + 1
+	// Text is for people: time, type, verdict, who, to whom, then what the type has.
 	Text
 )
 
+// ParseFormat returns the format of a word, "json" or "text".
+func ParseFormat(word string) (Format, error) {
+	switch word {
+	case "json":
+		return JSON, nil
+	case "text":
+		return Text, nil
+	}
+	return 0, fmt.Errorf("unknown access log format %q, want json or text", word)
+}
+
 // Log is an access log.
-type Log struct{}
+type Log struct {
+	w      io.Writer
+	format Format
+	size   int
 
-// New returns a log that writes to w and holds at most size bytes of lines that
-// are not written yet.
-func New(w io.Writer, format Format, size int, reg prometheus.Registerer) *Log { return &Log{} }
+	written prometheus.Counter
+	full    prometheus.Counter
+	failed  prometheus.Counter
 
-// Run writes until ctx ends, then what is left.
-func (l *Log) Run(ctx context.Context) error { return nil }
+	more chan struct{} // has room for one: pending is not empty
 
-// Add formats a flow and queues its line. It never blocks: when there is no room
-// the line is counted and lost. Any goroutine may call it.
-func (l *Log) Add(f *flow.Flow) {}
+	mu      sync.Mutex
+	pending []byte // whole lines, guarded by mu
+	lines   int    // in pending, guarded by mu
+
+	scratch sync.Pool // *[]byte
+}
+
+// New returns a log that writes to w and holds at most size bytes of lines that are
+// not written yet (and as much again while it writes). reg may be nil.
+func New(w io.Writer, format Format, size int, reg prometheus.Registerer) *Log {
+	lost := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sluice_accesslog_lost_total",
+		Help: "Lines of the access log that were lost, because too many waited (full) or the write failed (failed).",
+	}, []string{"cause"})
+	l := &Log{
+		w: w, format: format, size: size,
+		written: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_accesslog_written_total", Help: "Lines of the access log that were written.",
+		}),
+		full:   lost.WithLabelValues("full"),
+		failed: lost.WithLabelValues("failed"),
+		more:   make(chan struct{}, 1),
+	}
+	l.scratch.New = func() any { return new([]byte) }
+	if reg != nil {
+		reg.MustRegister(l.written, lost)
+	}
+	return l
+}
+
+// Add formats a flow and queues its line. It never waits for the writer: when there
+// is no room the line is counted and lost. It keeps nothing of f. Any goroutine may
+// call it.
+func (l *Log) Add(f *flow.Flow) {
+	scratch := l.scratch.Get().(*[]byte)
+	line := Append((*scratch)[:0], f, l.format)
+	l.mu.Lock()
+	fits := len(l.pending)+len(line) <= l.size
+	first := fits && l.lines == 0
+	if fits {
+		l.pending = append(l.pending, line...)
+		l.lines++
+	}
+	l.mu.Unlock()
+	*scratch = line
+	l.scratch.Put(scratch)
+	switch {
+	case !fits:
+		l.full.Inc()
+	case first:
+		select {
+		case l.more <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Run writes lines as they come, many at once while the writer is busy, until ctx
+// ends, and then what is left. It returns nil. A write that fails loses its lines.
+// It must run once at most.
+func (l *Log) Run(ctx context.Context) error {
+	var spare []byte
+	for {
+		var ended bool
+		select {
+		case <-l.more:
+		case <-ctx.Done():
+			ended = true
+		}
+		l.mu.Lock()
+		batch, lines := l.pending, l.lines
+		l.pending, l.lines = spare[:0], 0
+		l.mu.Unlock()
+		if lines > 0 {
+			if _, err := l.w.Write(batch); err != nil {
+				l.failed.Add(float64(lines))
+			} else {
+				l.written.Add(float64(lines))
+			}
+		}
+		if ended {
+			return nil
+		}
+		spare = batch
+	}
+}
