@@ -32,8 +32,9 @@ var mayImport = map[string]struct {
 	"gateway":   {[]string{"mesh", "kube"}, true},
 	"xds":       {[]string{"mesh"}, true},
 	"cmd":       {[]string{"mesh", "bpf", "observe", "admin", "handoff", "dataplane", "l7proxy", "kube", "gateway", "xds"}, true},
-	"examples":  {[]string{"admin", "observe", "mesh"}, true},
-	"bench":     {[]string{"mesh", "kube", "gateway", "xds", "dataplane", "l7proxy", "observe", "handoff"}, true},
+	"lab":       {nil, true},
+	"examples":  {[]string{"lab"}, true},
+	"bench":     {[]string{"lab"}, true},
 }
 
 // forbidden are names that say nothing.

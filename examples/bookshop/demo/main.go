@@ -12,7 +12,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -21,6 +20,8 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+
+	"github.com/sluice-mesh/sluice/lab"
 )
 
 func init() {
@@ -45,33 +46,35 @@ func main() {
 	ctx, cancel := context.WithTimeout(ctx, 4*time.Minute)
 	defer cancel()
 
-	lab := &lab{bin: filepath.Dir(bin), manifests: *config, dir: "/run/sluice-demo", verbose: *verbose}
-	if err := lab.preflight(ctx); err != nil {
+	l, err := lab.New(ctx, lab.Config{Bin: filepath.Dir(bin), Name: "demo", Verbose: *verbose})
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(2)
 	}
+	shop := &shop{Lab: l, manifests: *config}
 	passed, failed := 0, 0
-	err = lab.up(ctx)
-	if err == nil {
-		passed, failed = tell(ctx, lab)
+	if err := shop.open(ctx); err == nil {
+		passed, failed = tell(ctx, shop)
 		if *keep && ctx.Err() == nil {
-			fmt.Printf("\nThe node goes on until Ctrl-C. Look at it:\n  bin/sluice --run-dir %s status\n", lab.run())
+			fmt.Printf("\nThe node goes on until Ctrl-C. Look at it:\n  bin/sluice --run-dir %s status\n", l.RunDir())
 			<-ctx.Done()
 		}
-	} else if !errors.Is(err, context.Canceled) {
-		fmt.Printf("  ✗ the node did not start: %v\n", err)
-		lab.showLog()
+	} else if ctx.Err() == nil {
+		fmt.Printf("  ✗ the shop did not open: %v\n", err)
 		failed++
 	}
-	if err := lab.down(); err != nil {
+	if failed > 0 {
+		fmt.Printf("\nThe node's last words:\n%s\n\n", l.LogTail(40))
+	}
+	if err := l.Down(); err != nil {
 		fmt.Printf("  ✗ something is left behind: %v\n", err)
 		failed++
 	} else {
 		passed++
 		fmt.Println("  ✓ everything that was made is gone")
 	}
-	if err := context.Cause(ctx); err != nil {
-		fmt.Println("demo: interrupted")
+	if err := context.Cause(ctx); err != nil && !*keep {
+		fmt.Println("demo: interrupted:", err)
 		failed++
 	}
 	fmt.Printf("demo: %d passed, %d failed\n", passed, failed)
@@ -81,7 +84,7 @@ func main() {
 }
 
 // tell runs the steps in order and reports each.
-func tell(ctx context.Context, lab *lab) (passed, failed int) {
+func tell(ctx context.Context, shop *shop) (passed, failed int) {
 	chapter := ""
 	for _, s := range story {
 		if ctx.Err() != nil {
@@ -91,7 +94,7 @@ func tell(ctx context.Context, lab *lab) (passed, failed int) {
 			chapter = s.chapter
 			fmt.Printf("\n%s\n", chapter)
 		}
-		said, err := s.run(ctx, lab)
+		said, err := s.run(ctx, shop)
 		if err != nil {
 			failed++
 			fmt.Printf("  ✗ %s: %v\n", s.title, err)
@@ -101,8 +104,5 @@ func tell(ctx context.Context, lab *lab) (passed, failed int) {
 		fmt.Printf("  ✓ %s: %s\n", s.title, said)
 	}
 	fmt.Println()
-	if failed > 0 {
-		lab.showLog()
-	}
 	return passed, failed
 }

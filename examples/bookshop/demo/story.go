@@ -11,13 +11,15 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/sluice-mesh/sluice/lab"
 )
 
 // step is one thing that the node is asked to do. run returns what a reader
 // should know of it, or why it was not as it should be.
 type step struct {
 	chapter, title string
-	run            func(context.Context, *lab) (string, error)
+	run            func(context.Context, *shop) (string, error)
 }
 
 const (
@@ -56,10 +58,10 @@ var story = []step{
 	{chapterSeen, "metrics", metrics},
 }
 
-func everyProgramServes(ctx context.Context, l *lab) (string, error) {
+func everyProgramServes(ctx context.Context, s *shop) (string, error) {
 	for _, url := range []string{"http://reviews-v1/", "http://reviews-v2/", "http://stock/", "http://archive:80/"} {
 		// The archive answers late on purpose: any status but an error will do.
-		_, t, err := l.shop(ctx, "get", "--wait=10s", url)
+		_, t, err := s.buy(ctx, "get", "--wait=10s", url)
 		if err != nil {
 			return "", err
 		}
@@ -67,26 +69,33 @@ func everyProgramServes(ctx context.Context, l *lab) (string, error) {
 			return "", fmt.Errorf("%s: %v", url, t.Errors)
 		}
 	}
-	if _, t, err := l.shop(ctx, "grpc", "--wait=10s", "catalog:9090"); err != nil {
+	if _, t, err := s.buy(ctx, "grpc", "--wait=10s", "catalog:9090"); err != nil {
 		return "", err
 	} else if err := t.all("OK"); err != nil {
 		return "", fmt.Errorf("catalog: %w", err)
 	}
-	text, err := l.sluice(ctx, "workload", "list", "-o", "json")
+	text, err := s.Sluice(ctx, "workload", "list", "-o", "json")
 	if err != nil {
 		return "", err
 	}
-	names := strings.Count(text, `"cgroup`)
-	if names == 0 {
-		names = strings.Count(text, `"name": {`) + strings.Count(text, `"name":{`)
+	var list []struct {
+		Ready, Local bool
 	}
-	return fmt.Sprintf("%d workloads of this node have an address, a cgroup and a place in the mesh", names), nil
+	if err := json.Unmarshal([]byte(text), &list); err != nil {
+		return "", fmt.Errorf("sluice workload list printed %q: %w", text, err)
+	}
+	for _, w := range list {
+		if !w.Ready || !w.Local {
+			return "", fmt.Errorf("a workload is not ready:\n%s", text)
+		}
+	}
+	return fmt.Sprintf("%d workloads, each with addresses, a cgroup and a network namespace", len(list)), nil
 }
 
-func names(ctx context.Context, l *lab) (string, error) {
+func names(ctx context.Context, s *shop) (string, error) {
 	hosts := []string{"reviews", "reviews.bookshop", "reviews.bookshop.svc.cluster.local"}
 	for _, host := range hosts {
-		_, t, err := l.shop(ctx, "get", "http://"+host+"/")
+		_, t, err := s.buy(ctx, "get", "http://"+host+"/")
 		if err != nil {
 			return "", err
 		}
@@ -97,9 +106,9 @@ func names(ctx context.Context, l *lab) (string, error) {
 	return strings.Join(hosts, ", ") + " resolve inside a workload", nil
 }
 
-func split(ctx context.Context, l *lab) (string, error) {
+func split(ctx context.Context, s *shop) (string, error) {
 	const n = 1000
-	_, t, err := l.shop(ctx, "get", "-n", strconv.Itoa(n), "http://reviews/reviews/1")
+	_, t, err := s.buy(ctx, "get", "-n", strconv.Itoa(n), "http://reviews/reviews/1")
 	if err != nil {
 		return "", err
 	}
@@ -114,8 +123,8 @@ func split(ctx context.Context, l *lab) (string, error) {
 	return fmt.Sprintf("of %d requests v1 got %.1f %%, v2 %.1f %%", n, 100*float64(v1)/n, 100*float64(v2)/n), nil
 }
 
-func headerMatch(ctx context.Context, l *lab) (string, error) {
-	_, t, err := l.shop(ctx, "get", "-n", "50", "-H", "x-canary: yes", "http://reviews/reviews/1")
+func headerMatch(ctx context.Context, s *shop) (string, error) {
+	_, t, err := s.buy(ctx, "get", "-n", "50", "-H", "x-canary: yes", "http://reviews/reviews/1")
 	if err != nil {
 		return "", err
 	}
@@ -125,8 +134,8 @@ func headerMatch(ctx context.Context, l *lab) (string, error) {
 	return "50 of 50 requests with x-canary: yes went to v2", nil
 }
 
-func rewrite(ctx context.Context, l *lab) (string, error) {
-	_, t, err := l.shop(ctx, "get", "http://reviews/v0/reviews/7?full=1")
+func rewrite(ctx context.Context, s *shop) (string, error) {
+	_, t, err := s.buy(ctx, "get", "http://reviews/v0/reviews/7?full=1")
 	if err != nil {
 		return "", err
 	}
@@ -136,8 +145,8 @@ func rewrite(ctx context.Context, l *lab) (string, error) {
 	return "/v0/reviews/7?full=1 reached the server as /reviews/7?full=1", nil
 }
 
-func redirect(ctx context.Context, l *lab) (string, error) {
-	_, t, err := l.shop(ctx, "get", "http://reviews/old")
+func redirect(ctx context.Context, s *shop) (string, error) {
+	_, t, err := s.buy(ctx, "get", "http://reviews/old")
 	if err != nil {
 		return "", err
 	}
@@ -147,16 +156,16 @@ func redirect(ctx context.Context, l *lab) (string, error) {
 	return "/old is 301 to " + t.Location, nil
 }
 
-func retry(ctx context.Context, l *lab) (string, error) {
+func retry(ctx context.Context, s *shop) (string, error) {
 	const n = 100
-	name, t, err := l.shop(ctx, "get", "-n", strconv.Itoa(n), "http://stock/stock")
+	name, t, err := s.buy(ctx, "get", "-n", strconv.Itoa(n), "http://stock/stock")
 	if err != nil {
 		return "", err
 	}
 	if err := t.all("200"); err != nil {
 		return "", err
 	}
-	records, err := l.flows(ctx, "--workload", "bookshop/"+name, "--type", "http", "--last", "200")
+	records, err := s.flows(ctx, "--workload", "bookshop/"+name, "--type", "http", "--last", "200")
 	if err != nil {
 		return "", err
 	}
@@ -170,8 +179,8 @@ func retry(ctx context.Context, l *lab) (string, error) {
 	return fmt.Sprintf("%d requests got 200 in %d tries, one of the two servers answers 503 only", n, tries), nil
 }
 
-func timeout(ctx context.Context, l *lab) (string, error) {
-	_, t, err := l.shop(ctx, "get", "http://archive/")
+func timeout(ctx context.Context, s *shop) (string, error) {
+	_, t, err := s.buy(ctx, "get", "http://archive/")
 	if err != nil {
 		return "", err
 	}
@@ -181,8 +190,8 @@ func timeout(ctx context.Context, l *lab) (string, error) {
 	return "a server that takes 10 s is 504 after the route's 200 ms, x-sluice-reason: request-timeout", nil
 }
 
-func grpcPerCall(ctx context.Context, l *lab) (string, error) {
-	_, t, err := l.shop(ctx, "grpc", "-n", "200", "catalog:9090")
+func grpcPerCall(ctx context.Context, s *shop) (string, error) {
+	_, t, err := s.buy(ctx, "grpc", "-n", "200", "catalog:9090")
 	if err != nil {
 		return "", err
 	}
@@ -197,16 +206,16 @@ func grpcPerCall(ctx context.Context, l *lab) (string, error) {
 }
 
 // outsideGet sends requests from the outside world to the Gateway.
-func (l *lab) outsideGet(ctx context.Context, args ...string) (*tally, error) {
-	out, err := l.command(ctx, l.outside, l.program("app"), append([]string{"get", "--ca", l.ca()}, args...)...).output()
+func (s *shop) outsideGet(ctx context.Context, args ...string) (*tally, error) {
+	out, err := s.Command(ctx, lab.Outside, "app", append([]string{"get", "--ca", s.ca()}, args...)...).Output()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s", err, out.stderr)
+		return nil, fmt.Errorf("%w: %s", err, out.Stderr)
 	}
-	return parseTally(out.stdout)
+	return parseTally(out.Stdout)
 }
 
-func gatewayHTTPS(ctx context.Context, l *lab) (string, error) {
-	t, err := l.outsideGet(ctx, "-n", "20", "--resolve", gatewayAddress+":443", "https://shop.example/reviews/1")
+func gatewayHTTPS(ctx context.Context, s *shop) (string, error) {
+	t, err := s.outsideGet(ctx, "-n", "20", "--resolve", gatewayAddress+":443", "https://shop.example/reviews/1")
 	if err != nil {
 		return "", err
 	}
@@ -219,8 +228,8 @@ func gatewayHTTPS(ctx context.Context, l *lab) (string, error) {
 	return "https://shop.example/reviews/1 is 200 over HTTP/2, the server knows the client's address by x-forwarded-for", nil
 }
 
-func gatewayHTTP(ctx context.Context, l *lab) (string, error) {
-	t, err := l.outsideGet(ctx, "-n", "20", "--resolve", gatewayAddress+":80", "http://shop.example/stock/1")
+func gatewayHTTP(ctx context.Context, s *shop) (string, error) {
+	t, err := s.outsideGet(ctx, "-n", "20", "--resolve", gatewayAddress+":80", "http://shop.example/stock/1")
 	if err != nil {
 		return "", err
 	}
@@ -235,8 +244,8 @@ func gatewayHTTP(ctx context.Context, l *lab) (string, error) {
 
 // untouched checks that the kernel translated a client's connection and that the
 // proxy has no record of it.
-func (l *lab) untouched(ctx context.Context, name, protocol string) (vip netip.AddrPort, err error) {
-	records, err := l.flows(ctx, "--workload", "bookshop/"+name, "--last", "100")
+func (s *shop) untouched(ctx context.Context, name, protocol string) (vip netip.AddrPort, err error) {
+	records, err := s.flows(ctx, "--workload", "bookshop/"+name, "--last", "100")
 	if err != nil {
 		return vip, err
 	}
@@ -254,15 +263,15 @@ func (l *lab) untouched(ctx context.Context, name, protocol string) (vip netip.A
 	return vip, nil
 }
 
-func kernelTCP(ctx context.Context, l *lab) (string, error) {
-	name, t, err := l.shop(ctx, "tcp", "-n", "3", "--wait=10s", "ledger:7000", "one book")
+func kernelTCP(ctx context.Context, s *shop) (string, error) {
+	name, t, err := s.buy(ctx, "tcp", "-n", "3", "--wait=10s", "ledger:7000", "one book")
 	if err != nil {
 		return "", err
 	}
 	if t.all("ok") != nil || !strings.HasPrefix(t.Last, "ledger one book peer="+hostOf(t.Local)) {
 		return "", fmt.Errorf("status %v, last %q, from %s", t.Status, t.Last, t.Local)
 	}
-	vip, err := l.untouched(ctx, name, "TCP")
+	vip, err := s.untouched(ctx, name, "TCP")
 	if err != nil {
 		return "", err
 	}
@@ -272,15 +281,15 @@ func kernelTCP(ctx context.Context, l *lab) (string, error) {
 	return fmt.Sprintf("ledger:7000 answers; the client sees %s, the server sees the client itself, no flow of the proxy", vip), nil
 }
 
-func kernelUDP(ctx context.Context, l *lab) (string, error) {
-	name, t, err := l.shop(ctx, "udp", "-n", "3", "--wait=10s", "clock:7001", "what time is it")
+func kernelUDP(ctx context.Context, s *shop) (string, error) {
+	name, t, err := s.buy(ctx, "udp", "-n", "3", "--wait=10s", "clock:7001", "what time is it")
 	if err != nil {
 		return "", err
 	}
 	if t.all("ok") != nil || !strings.HasPrefix(t.Last, "clock what time is it peer="+hostOf(t.Local)) {
 		return "", fmt.Errorf("status %v, last %q, from %s", t.Status, t.Last, t.Local)
 	}
-	vip, err := l.untouched(ctx, name, "UDP")
+	vip, err := s.untouched(ctx, name, "UDP")
 	if err != nil {
 		return "", err
 	}
@@ -294,8 +303,8 @@ func hostOf(addrPort string) string {
 	return addrPort
 }
 
-func bank(ctx context.Context, l *lab) (string, error) {
-	_, t, err := l.shop(ctx, "tcp", "--wait=10s", "bank:9000", "balance")
+func bank(ctx context.Context, s *shop) (string, error) {
+	_, t, err := s.buy(ctx, "tcp", "--wait=10s", "bank:9000", "balance")
 	if err != nil {
 		return "", err
 	}
@@ -305,31 +314,31 @@ func bank(ctx context.Context, l *lab) (string, error) {
 	return "bank:9000 is an address outside the mesh, from an EndpointSlice", nil
 }
 
-func refused(ctx context.Context, l *lab) (string, error) {
-	name, t, err := l.shop(ctx, "tcp", "closed:80", "anybody")
+func refused(ctx context.Context, s *shop) (string, error) {
+	name, t, err := s.buy(ctx, "tcp", "closed:80", "anybody")
 	if err != nil {
 		return "", err
 	}
 	if t.Errors["connection refused"] != 1 {
 		return "", fmt.Errorf("errors %v, status %v", t.Errors, t.Status)
 	}
-	return l.dropped(ctx, name, "no-endpoint", "connection refused at once")
+	return s.dropped(ctx, name, "no-endpoint", "connection refused at once")
 }
 
-func capturePort(ctx context.Context, l *lab) (string, error) {
-	name, t, err := l.shop(ctx, "tcp", "--self", ":15001", "hello")
+func capturePort(ctx context.Context, s *shop) (string, error) {
+	name, t, err := s.buy(ctx, "tcp", "--self", ":15001", "hello")
 	if err != nil {
 		return "", err
 	}
 	if t.Status["error"] != 1 {
 		return "", fmt.Errorf("status %v, last %q", t.Status, t.Last)
 	}
-	return l.dropped(ctx, name, "capture-port", "its own port 15001 is refused")
+	return s.dropped(ctx, name, "capture-port", "its own port 15001 is refused")
 }
 
 // dropped checks that a client's refusal is on record with its reason.
-func (l *lab) dropped(ctx context.Context, name, reason, said string) (string, error) {
-	records, err := l.flows(ctx, "--workload", "bookshop/"+name, "--verdict", "dropped", "--last", "10")
+func (s *shop) dropped(ctx context.Context, name, reason, said string) (string, error) {
+	records, err := s.flows(ctx, "--workload", "bookshop/"+name, "--verdict", "dropped", "--last", "10")
 	if err != nil {
 		return "", err
 	}
@@ -341,8 +350,8 @@ func (l *lab) dropped(ctx context.Context, name, reason, said string) (string, e
 	return "", fmt.Errorf("no flow with reason %s among %+v", reason, records)
 }
 
-func noRoute(ctx context.Context, l *lab) (string, error) {
-	t, err := l.outsideGet(ctx, "--resolve", gatewayAddress+":80", "http://shop.example/nowhere")
+func noRoute(ctx context.Context, s *shop) (string, error) {
+	t, err := s.outsideGet(ctx, "--resolve", gatewayAddress+":80", "http://shop.example/nowhere")
 	if err != nil {
 		return "", err
 	}
@@ -352,17 +361,17 @@ func noRoute(ctx context.Context, l *lab) (string, error) {
 	return "404 with x-sluice-reason: no-route", nil
 }
 
-func editRoute(ctx context.Context, l *lab) (string, error) {
-	_, cmd := l.shopper(ctx, "get", "--for=3s", "http://reviews/reviews/1")
+func editRoute(ctx context.Context, s *shop) (string, error) {
+	_, cmd := s.shopper(ctx, "get", "--for=3s", "http://reviews/reviews/1")
 	var stdout bytes.Buffer
 	cmd.Stdout = &stdout
-	p, err := cmd.start()
+	p, err := cmd.Start()
 	if err != nil {
 		return "", err
 	}
-	defer p.stop()
+	defer p.Stop()
 	time.Sleep(time.Second) // requests are running
-	file := filepath.Join(l.config(), "10-reviews.yaml")
+	file := filepath.Join(s.ConfigDir(), "10-reviews.yaml")
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return "", err
@@ -371,9 +380,9 @@ func editRoute(ctx context.Context, l *lab) (string, error) {
 	if err := os.WriteFile(file, []byte(edited), 0o644); err != nil {
 		return "", err
 	}
-	<-p.done
-	if p.err != nil {
-		return "", p.err
+	<-p.Done
+	if p.Err != nil {
+		return "", p.Err
 	}
 	during, err := parseTally(stdout.String())
 	if err != nil {
@@ -382,7 +391,7 @@ func editRoute(ctx context.Context, l *lab) (string, error) {
 	if err := during.all("200"); err != nil {
 		return "", err
 	}
-	_, after, err := l.shop(ctx, "get", "-n", "100", "http://reviews/reviews/1")
+	_, after, err := s.buy(ctx, "get", "-n", "100", "http://reviews/reviews/1")
 	if err != nil {
 		return "", err
 	}
@@ -395,8 +404,8 @@ func editRoute(ctx context.Context, l *lab) (string, error) {
 	return fmt.Sprintf("%d requests while the weights became 0/100, none failed; after it 100 of 100 go to v2", during.Requests), nil
 }
 
-func brokenFile(ctx context.Context, l *lab) (string, error) {
-	file := filepath.Join(l.config(), "10-reviews.yaml")
+func brokenFile(ctx context.Context, s *shop) (string, error) {
+	file := filepath.Join(s.ConfigDir(), "10-reviews.yaml")
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return "", err
@@ -409,7 +418,7 @@ func brokenFile(ctx context.Context, l *lab) (string, error) {
 	var list string
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		// The exit status says that something is wrong, which is what is wanted.
-		list, _ = l.sluice(ctx, "status", "-o", "json")
+		list, _ = s.Sluice(ctx, "status", "-o", "json")
 		if strings.Contains(list, "rulez") {
 			break
 		}
@@ -417,7 +426,7 @@ func brokenFile(ctx context.Context, l *lab) (string, error) {
 			return "", fmt.Errorf("sluice status does not mention the wrong field:\n%s", list)
 		}
 	}
-	_, t, err := l.shop(ctx, "get", "-n", "20", "http://reviews/reviews/1")
+	_, t, err := s.buy(ctx, "get", "-n", "20", "http://reviews/reviews/1")
 	if err != nil {
 		return "", err
 	}
@@ -427,17 +436,17 @@ func brokenFile(ctx context.Context, l *lab) (string, error) {
 	return "sluice status names the file, the object and the field \"rulez\"; the last good route goes on", nil
 }
 
-func agentKilled(ctx context.Context, l *lab) (string, error) {
-	_, cmd := l.shopper(ctx, "get", "--for=3s", "--new-connections", "http://reviews/reviews/1")
+func agentKilled(ctx context.Context, s *shop) (string, error) {
+	_, cmd := s.shopper(ctx, "get", "--for=3s", "--new-connections", "http://reviews/reviews/1")
 	var stdout bytes.Buffer
 	cmd.Stdout = &stdout
-	p, err := cmd.start()
+	p, err := cmd.Start()
 	if err != nil {
 		return "", err
 	}
-	defer p.stop()
+	defer p.Stop()
 	time.Sleep(time.Second) // requests are running
-	pid, err := l.agentPID(ctx)
+	pid, err := s.agentPID(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -448,9 +457,9 @@ func agentKilled(ctx context.Context, l *lab) (string, error) {
 	if err := agent.Kill(); err != nil {
 		return "", err
 	}
-	<-p.done
-	if p.err != nil {
-		return "", p.err
+	<-p.Done
+	if p.Err != nil {
+		return "", p.Err
 	}
 	t, err := parseTally(stdout.String())
 	if err != nil {
@@ -459,17 +468,17 @@ func agentKilled(ctx context.Context, l *lab) (string, error) {
 	if err := t.all("200"); err != nil {
 		return "", err
 	}
-	if err := l.waitReady(ctx); err != nil {
+	if err := s.WaitReady(ctx); err != nil {
 		return "", err
 	}
-	if again, err := l.agentPID(ctx); err != nil || again == pid {
+	if again, err := s.agentPID(ctx); err != nil || again == pid {
 		return "", fmt.Errorf("the agent is still process %d (%v)", again, err)
 	}
 	return fmt.Sprintf("%d requests, each on a new connection, while it was killed and came back: none failed", t.Requests), nil
 }
 
-func (l *lab) agentPID(ctx context.Context) (int, error) {
-	text, err := l.sluice(ctx, "status", "-o", "json")
+func (s *shop) agentPID(ctx context.Context) (int, error) {
+	text, err := s.Sluice(ctx, "status", "-o", "json")
 	if err != nil {
 		return 0, err
 	}
@@ -501,10 +510,10 @@ type record struct {
 }
 
 // flows returns the flows that `sluice observe` shows, once it shows any.
-func (l *lab) flows(ctx context.Context, args ...string) ([]record, error) {
+func (s *shop) flows(ctx context.Context, args ...string) ([]record, error) {
 	deadline := time.Now().Add(3 * time.Second)
 	for {
-		text, err := l.sluice(ctx, append([]string{"observe", "-o", "jsonl"}, args...)...)
+		text, err := s.Sluice(ctx, append([]string{"observe", "-o", "jsonl"}, args...)...)
 		if err != nil {
 			return nil, err
 		}
@@ -523,23 +532,23 @@ func (l *lab) flows(ctx context.Context, args ...string) ([]record, error) {
 	}
 }
 
-func flows(ctx context.Context, l *lab) (string, error) {
-	records, err := l.flows(ctx, "--http-status", "504", "--last", "5")
+func flows(ctx context.Context, s *shop) (string, error) {
+	records, err := s.flows(ctx, "--http-status", "504", "--last", "5")
 	if err != nil {
 		return "", err
 	}
 	if len(records) == 0 || records[0].Reason != "request-timeout" {
 		return "", fmt.Errorf("the timeout is not among the flows: %+v", records)
 	}
-	text, err := l.sluice(ctx, "observe", "--last", "8")
+	text, err := s.Sluice(ctx, "observe", "--last", "8")
 	if err != nil {
 		return "", err
 	}
 	return "sluice observe --last 8\n" + indent(text), nil
 }
 
-func explain(ctx context.Context, l *lab) (string, error) {
-	text, err := l.sluice(ctx, "route", "explain", "GET", "http://reviews.bookshop/v0/reviews/7", "--from", "bookshop/catalog-a")
+func explain(ctx context.Context, s *shop) (string, error) {
+	text, err := s.Sluice(ctx, "route", "explain", "GET", "http://reviews.bookshop/v0/reviews/7", "--from", "bookshop/catalog-a")
 	if err != nil {
 		return "", err
 	}
@@ -549,14 +558,14 @@ func explain(ctx context.Context, l *lab) (string, error) {
 	return "sluice route explain GET http://reviews.bookshop/v0/reviews/7\n" + indent(text), nil
 }
 
-func metrics(ctx context.Context, l *lab) (string, error) {
-	out, err := l.command(ctx, l.node, l.program("app"), "get", "--raw", "http://127.0.0.1:9964/metrics").output()
+func metrics(ctx context.Context, s *shop) (string, error) {
+	out, err := s.Command(ctx, lab.Node, "app", "get", "--raw", "http://127.0.0.1:9964/metrics").Output()
 	if err != nil {
-		return "", fmt.Errorf("%w: %s", err, out.stderr)
+		return "", fmt.Errorf("%w: %s", err, out.Stderr)
 	}
 	total := 0.0
 	var shown []string
-	for line := range strings.Lines(out.stdout) {
+	for line := range strings.Lines(out.Stdout) {
 		if !strings.HasPrefix(line, "sluice_proxy_requests_total{") {
 			continue
 		}
