@@ -154,9 +154,10 @@ func (r *Registry) hold(ctx context.Context, e *entry, s *session, from *bufio.R
 	if err == nil {
 		err = io.EOF
 	}
-	s.close()
-	// After Close this does nothing, and the workload stays for the next agent.
+	// After Close this does nothing, and the workload stays for the next agent. The
+	// owner may wait for the end of the connection to see that the workload is gone.
 	r.removeIf(ctx, e, "its owner's connection ended: "+err.Error())
+	s.close()
 }
 
 func (r *Registry) entryOf(s *Sandbox) *entry {

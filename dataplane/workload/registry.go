@@ -63,6 +63,9 @@ type Config struct {
 	// the suffix of Services ("cluster.local").
 	DNS           []netip.Addr
 	ClusterDomain string
+	// Hide are folders that workloads must not see, beside RunDir: the node's state
+	// folder, its bpffs and its cgroups.
+	Hide []string
 	// MTU of the workloads' interfaces; zero: 1500.
 	MTU    int
 	Hooks  Hooks // nil: nobody is told
@@ -291,6 +294,7 @@ func (r *Registry) add(ctx context.Context, spec Spec, by owner, session *sessio
 		CgroupPath:    filepath.Join(r.cfg.CgroupRoot, fileName(spec.Name)),
 		HostInterface: hostInterfaceName(spec.Name),
 		ResolvConf:    resolvConf(spec.Name.Namespace, r.cfg.ClusterDomain, r.cfg.DNS),
+		Hide:          append([]string{r.cfg.RunDir}, r.cfg.Hide...),
 	}
 	e := &entry{sandbox: s, record: record{Phase: phaseMaking, Owner: by, Sandbox: s}}
 	if err := r.make(ctx, e); err != nil {
@@ -455,9 +459,6 @@ func (r *Registry) takeApart(ctx context.Context, e *entry) error {
 	s := e.sandbox
 	name := s.Spec.Name
 	unrecorded := r.setPhase(e, phaseRemoving)
-	if e.session != nil {
-		e.session.close()
-	}
 	if e.watch != nil {
 		_ = e.watch.Close()
 	}
@@ -491,6 +492,9 @@ func (r *Registry) takeApart(ctx context.Context, e *entry) error {
 		delete(r.byIndex, s.Index)
 	}
 	r.mu.Unlock()
+	if e.session != nil {
+		e.session.close()
+	}
 	return nil
 }
 

@@ -61,6 +61,8 @@ type Sandbox struct {
 	ResolvConf    string    `json:"resolvConf"`
 	Created       time.Time `json:"created"`
 	Node          string    `json:"node"`
+	// Hide are folders of the machine that its processes must not see.
+	Hide []string `json:"hide"`
 
 	mu      sync.Mutex // guards all following fields
 	sockets []Socket
