@@ -39,7 +39,7 @@ func (a *app) execute(ctx context.Context, args []string) int {
 // root returns the tree of all commands.
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
-		Use:   "sluice COMMAND",
+		Use:   "sluice",
 		Short: "Look into a Sluice node, and run workloads on it",
 		Long: `Sluice steers connections at the socket into a node proxy, without sidecars.
 
@@ -100,7 +100,7 @@ sockets that only root can reach.
 
 // group returns a command that only holds others.
 func group(use, short, example string, children ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use + " COMMAND", DisableFlagsInUseLine: true, Short: short, Example: example, Args: cobra.ArbitraryArgs, RunE: groupRun}
+	c := &cobra.Command{Use: use, DisableFlagsInUseLine: true, Short: short, Example: example, Args: cobra.ArbitraryArgs, RunE: groupRun}
 	c.AddCommand(children...)
 	return c
 }
