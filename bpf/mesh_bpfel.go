@@ -50,6 +50,8 @@ type MeshDatagramPeers struct {
 		Val uint32
 	}
 	Next uint32
+	Last uint32
+	Pad  uint32
 	Peer [16]struct {
 		_            structs.HostLayout
 		Original     MeshAddr

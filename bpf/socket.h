@@ -150,60 +150,97 @@ static __always_inline enum verdict connect_call(struct call *c, struct bpf_sock
 	return verdict;
 }
 
+/*
+ * The loops over a socket's datagram peers have no branches: the verifier follows every path
+ * through them, and with branches these are too many.
+ */
+
+/* is_zero - 1 if x is zero, else 0. */
+static __always_inline __u32 is_zero(__u32 x)
+{
+	__u64 wide = x;
+
+	asm volatile("" : "+r"(wide)); /* hides the comparison from the optimiser */
+	return (wide - 1) >> 63;
+}
+
+/* differ - zero if an address and port are the same as others. */
+static __always_inline __u32 differ(const union addr *a, __be16 a_port, const union addr *b,
+				    __be16 b_port)
+{
+	return (a->word[0] ^ b->word[0]) | (a->word[1] ^ b->word[1]) | (a->word[2] ^ b->word[2]) |
+	       (a->word[3] ^ b->word[3]) | (__u32)(a_port ^ b_port);
+}
+
 /* kept_load - the endpoint that the socket has of the service it dials now. */
 static __always_inline void kept_load(struct datagram_peers *d, const struct frontend *dialled,
 				      struct datagram_peer *out)
 {
-	bpf_spin_lock(&d->lock);
-	for (int i = 0; i < DATAGRAM_PEERS; i++) {
-		struct datagram_peer *p = &d->peer[i];
+	__u32 at, hit;
 
-		if (p->chosen_port && p->original_port == dialled->port &&
-		    addr_equal(&p->original, &dialled->addr)) {
-			*out = *p;
-			break;
+	bpf_spin_lock(&d->lock);
+	at = d->last % DATAGRAM_PEERS;
+	if (differ(&d->peer[at].original, d->peer[at].original_port, &dialled->addr,
+		   dialled->port)) {
+		for (int i = 0; i < DATAGRAM_PEERS; i++) {
+			struct datagram_peer *p = &d->peer[i];
+
+			hit = is_zero(differ(&p->original, p->original_port, &dialled->addr,
+					     dialled->port));
+			at = at * (1 - hit) + i * hit;
 		}
+		at %= DATAGRAM_PEERS;
+		d->last = at;
 	}
+	*out = d->peer[at];
 	bpf_spin_unlock(&d->lock);
+	if (out->original_port != dialled->port || !addr_equal(&out->original, &dialled->addr))
+		out->chosen_port = 0;
 }
 
-/* kept_store - note what the socket's replies from the chosen endpoint stand for. */
+/*
+ * kept_store - note what the socket's replies from the chosen endpoint stand for.
+ * An endpoint's replies can stand for one service only: the last one used.
+ */
 static __always_inline void kept_store(struct datagram_peers *d, const struct datagram_peer *new)
 {
-	struct datagram_peer *to = 0;
+	__u32 at = 0, found = 0, clash, free;
 
 	bpf_spin_lock(&d->lock);
 	for (int i = 0; i < DATAGRAM_PEERS; i++) {
 		struct datagram_peer *p = &d->peer[i];
 
-		/* An endpoint's replies can stand for one service only: the last one used. */
-		if (p->chosen_port == new->chosen_port && addr_equal(&p->chosen, &new->chosen))
-			p->chosen_port = 0;
-		else if (p->chosen_port && p->original_port == new->original_port &&
-			 addr_equal(&p->original, &new->original))
-			p->chosen_port = 0;
-		if (!p->chosen_port)
-			to = p;
+		clash = is_zero(differ(&p->chosen, p->chosen_port, &new->chosen, new->chosen_port)) |
+			is_zero(differ(&p->original, p->original_port, &new->original,
+				       new->original_port));
+		p->chosen_port *= 1 - clash;
+		p->original_port *= 1 - clash;
+		free = is_zero(p->chosen_port);
+		at = at * (1 - free) + i * free;
+		found |= free;
 	}
-	if (!to) {
-		__u32 at = d->next % DATAGRAM_PEERS;
-
+	if (!found) {
+		at = d->next;
 		d->next = at + 1;
-		to = &d->peer[at];
 	}
-	*to = *new;
+	at %= DATAGRAM_PEERS;
+	d->last = at;
+	d->peer[at] = *new;
 	bpf_spin_unlock(&d->lock);
 }
 
 /* kept_forget - the socket speaks to the address itself from now on. */
 static __always_inline void kept_forget(struct datagram_peers *d, const struct frontend *dialled)
 {
+	__u32 clash;
+
 	bpf_spin_lock(&d->lock);
 	for (int i = 0; i < DATAGRAM_PEERS; i++) {
 		struct datagram_peer *p = &d->peer[i];
 
-		if (p->chosen_port == dialled->port && addr_equal(&p->chosen, &dialled->addr))
-			p->chosen_port = 0;
+		clash = is_zero(differ(&p->chosen, p->chosen_port, &dialled->addr, dialled->port));
+		p->chosen_port *= 1 - clash;
+		p->original_port *= 1 - clash;
 	}
 	bpf_spin_unlock(&d->lock);
 }

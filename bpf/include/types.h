@@ -126,7 +126,7 @@ struct datagram_peer {
 	union addr original;
 	union addr chosen;
 	__be16 original_port;
-	__be16 chosen_port; /* zero: unused */
+	__be16 chosen_port; /* zero with original_port: unused */
 	__u32 service;
 	__u32 generation;
 };
@@ -136,7 +136,9 @@ struct datagram_peer {
 
 struct datagram_peers {
 	struct bpf_spin_lock lock; /* guards all that follows */
-	__u32 next;
+	__u32 next;		   /* the one to give way */
+	__u32 last;		   /* the one used last */
+	__u32 pad;
 	struct datagram_peer peer[DATAGRAM_PEERS];
 };
 

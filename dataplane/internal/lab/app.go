@@ -1,0 +1,336 @@
+package lab
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// childEnv names what the test's own program is to do instead of tests.
+const childEnv = "SLUICE_LAB_CHILD"
+
+var children = map[string]func(args []string) error{"app": serveApp}
+
+// Child registers what Start can run in a process of its own. Call it from an init
+// function or a package variable.
+func Child(name string, f func(args []string) error) string {
+	children[name] = f
+	return name
+}
+
+// Main is a TestMain that runs the children.
+func Main(m *testing.M) {
+	name := os.Getenv(childEnv)
+	if name == "" {
+		os.Exit(m.Run())
+	}
+	runtime.LockOSThread()
+	if err := children[name](os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// ChildCommand returns the command that runs a child, not started.
+func ChildCommand(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), childEnv+"="+name)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// Start starts a command in the pod's cgroup and network namespace, and has the
+// test end it.
+func (p *Pod) Start(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
+	cgroup, err := os.Open(p.Cgroup)
+	must(t, err)
+	defer cgroup.Close()
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(cgroup.Fd())
+	p.Do(t, cmd.Start)
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+}
+
+// Output runs a program in the pod and returns what it wrote, on either stream.
+func (p *Pod) Output(t testing.TB, name string, args ...string) (string, error) {
+	t.Helper()
+	var out strings.Builder
+	cmd := exec.Command(name, args...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	p.Start(t, cmd)
+	err := cmd.Wait()
+	return out.String(), err
+}
+
+// App is a process in a pod that makes the socket calls that a test asks for, one
+// after the other, as an application would.
+type App struct {
+	t    testing.TB
+	in   io.WriteCloser
+	out  *json.Decoder
+	enc  *json.Encoder
+	name string
+}
+
+// call is one system call of the App.
+type call struct {
+	Op   string
+	FD   int
+	Args []int
+	Addr netip.AddrPort
+	Data []byte
+}
+
+type result struct {
+	N     int
+	Errno int
+	Addr  netip.AddrPort
+	Data  []byte
+}
+
+// App starts an application in the pod.
+func (p *Pod) App(t testing.TB) *App {
+	t.Helper()
+	cmd := ChildCommand("app")
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	p.Start(t, cmd)
+	return &App{t: t, in: in, out: json.NewDecoder(out), enc: json.NewEncoder(in), name: p.Name}
+}
+
+func (a *App) call(c call) (result, error) {
+	a.t.Helper()
+	var r result
+	if err := a.enc.Encode(c); err != nil {
+		a.t.Fatalf("%s in %s: %v", c.Op, a.name, err)
+	}
+	if err := a.out.Decode(&r); err != nil {
+		a.t.Fatalf("%s in %s: %v", c.Op, a.name, err)
+	}
+	if r.Errno != 0 {
+		return r, syscall.Errno(r.Errno)
+	}
+	return r, nil
+}
+
+func (a *App) must(c call) result {
+	a.t.Helper()
+	r, err := a.call(c)
+	if err != nil {
+		a.t.Fatalf("%s in %s: %v", c.Op, a.name, err)
+	}
+	return r
+}
+
+// Socket makes a socket, blocking, with timeouts that end a test that hangs.
+func (a *App) Socket(domain, typ int) int {
+	a.t.Helper()
+	return a.must(call{Op: "socket", Args: []int{domain, typ}}).N
+}
+
+// Connect connects; on an AF_INET6 socket an IPv4 address is used in mapped form.
+func (a *App) Connect(fd int, to netip.AddrPort) error {
+	a.t.Helper()
+	_, err := a.call(call{Op: "connect", FD: fd, Addr: to})
+	return err
+}
+
+// Bind binds.
+func (a *App) Bind(fd int, to netip.AddrPort) error {
+	a.t.Helper()
+	_, err := a.call(call{Op: "bind", FD: fd, Addr: to})
+	return err
+}
+
+// Peer is getpeername; mapped addresses stay mapped.
+func (a *App) Peer(fd int) netip.AddrPort {
+	a.t.Helper()
+	return a.must(call{Op: "getpeername", FD: fd}).Addr
+}
+
+// Local is getsockname.
+func (a *App) Local(fd int) netip.AddrPort {
+	a.t.Helper()
+	return a.must(call{Op: "getsockname", FD: fd}).Addr
+}
+
+// Send sends on a connected socket.
+func (a *App) Send(fd int, data string) {
+	a.t.Helper()
+	a.must(call{Op: "send", FD: fd, Data: []byte(data)})
+}
+
+// Recv receives once; empty at the end of the stream.
+func (a *App) Recv(fd int) string {
+	a.t.Helper()
+	return string(a.must(call{Op: "recv", FD: fd}).Data)
+}
+
+// SendTo sends a datagram to an address.
+func (a *App) SendTo(fd int, data string, to netip.AddrPort) error {
+	a.t.Helper()
+	_, err := a.call(call{Op: "sendto", FD: fd, Data: []byte(data), Addr: to})
+	return err
+}
+
+// RecvFrom receives a datagram with its sender's address.
+func (a *App) RecvFrom(fd int) (string, netip.AddrPort) {
+	a.t.Helper()
+	r := a.must(call{Op: "recv", FD: fd})
+	return string(r.Data), r.Addr
+}
+
+// WaitWritable waits until a socket can be written and returns its pending error.
+func (a *App) WaitWritable(fd int) error {
+	a.t.Helper()
+	_, err := a.call(call{Op: "waitwritable", FD: fd})
+	return err
+}
+
+// SetOption sets an integer socket option.
+func (a *App) SetOption(fd, level, name, value int) error {
+	a.t.Helper()
+	_, err := a.call(call{Op: "setsockopt", FD: fd, Args: []int{level, name, value}})
+	return err
+}
+
+// BindToDevice is SO_BINDTODEVICE.
+func (a *App) BindToDevice(fd int, device string) error {
+	a.t.Helper()
+	_, err := a.call(call{Op: "bindtodevice", FD: fd, Data: []byte(device)})
+	return err
+}
+
+// Unshare puts the application into a network namespace of its own making.
+func (a *App) Unshare() {
+	a.t.Helper()
+	a.must(call{Op: "unshare"})
+}
+
+// MoveTo moves the application into a cgroup; its sockets stay where they were made.
+func (a *App) MoveTo(cgroup string) {
+	a.t.Helper()
+	a.must(call{Op: "join", Data: []byte(cgroup)})
+}
+
+// Close closes a socket.
+func (a *App) Close(fd int) {
+	a.t.Helper()
+	a.must(call{Op: "close", FD: fd})
+}
+
+// serveApp is the process behind App.
+func serveApp([]string) error {
+	dec, enc := json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)
+	domains := map[int]int{}
+	for {
+		var c call
+		if err := dec.Decode(&c); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		r, err := c.run(domains)
+		var errno syscall.Errno
+		if errors.As(err, &errno) {
+			r.Errno = int(errno)
+		} else if err != nil {
+			return err
+		}
+		if err := enc.Encode(r); err != nil {
+			return err
+		}
+	}
+}
+
+func (c call) run(domains map[int]int) (r result, err error) {
+	switch c.Op {
+	case "socket":
+		r.N, err = unix.Socket(c.Args[0], c.Args[1]|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			domains[r.N] = c.Args[0]
+			patience := unix.Timeval{Sec: 10}
+			err = errors.Join(unix.SetsockoptTimeval(r.N, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience),
+				unix.SetsockoptTimeval(r.N, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &patience))
+		}
+	case "connect":
+		err = unix.Connect(c.FD, sockaddr(c.Addr, domains[c.FD]))
+	case "bind":
+		err = unix.Bind(c.FD, sockaddr(c.Addr, domains[c.FD]))
+	case "getpeername":
+		var sa unix.Sockaddr
+		sa, err = unix.Getpeername(c.FD)
+		r.Addr = addrPort(sa)
+	case "getsockname":
+		var sa unix.Sockaddr
+		sa, err = unix.Getsockname(c.FD)
+		r.Addr = addrPort(sa)
+	case "send":
+		r.N, err = unix.Write(c.FD, c.Data)
+	case "sendto":
+		err = unix.Sendto(c.FD, c.Data, 0, sockaddr(c.Addr, domains[c.FD]))
+	case "recv":
+		buf := make([]byte, 65536)
+		var sa unix.Sockaddr
+		r.N, sa, err = unix.Recvfrom(c.FD, buf, 0)
+		if err == nil {
+			r.Data, r.Addr = buf[:r.N], addrPort(sa)
+		}
+	case "waitwritable":
+		if _, err = unix.Poll([]unix.PollFd{{Fd: int32(c.FD), Events: unix.POLLOUT}}, 10000); err != nil {
+			return r, err
+		}
+		r.Errno, err = unix.GetsockoptInt(c.FD, unix.SOL_SOCKET, unix.SO_ERROR)
+	case "setsockopt":
+		err = unix.SetsockoptInt(c.FD, c.Args[0], c.Args[1], c.Args[2])
+	case "bindtodevice":
+		err = unix.BindToDevice(c.FD, string(c.Data))
+	case "unshare":
+		err = unix.Unshare(unix.CLONE_NEWNET)
+	case "join":
+		err = os.WriteFile(filepath.Join(string(c.Data), "cgroup.procs"), []byte("0"), 0)
+	case "close":
+		delete(domains, c.FD)
+		err = unix.Close(c.FD)
+	default:
+		return r, fmt.Errorf("no such call: %s", c.Op)
+	}
+	return r, err
+}
+
+func sockaddr(a netip.AddrPort, domain int) unix.Sockaddr {
+	if domain == unix.AF_INET {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}

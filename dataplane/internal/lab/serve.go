@@ -1,0 +1,120 @@
+package lab
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Listen makes a plain TCP listening socket in the namespace, owned by the test process.
+func (n *Netns) Listen(t testing.TB, at netip.AddrPort) *net.TCPListener {
+	t.Helper()
+	f := n.socket(t, at, unix.SOCK_STREAM)
+	defer f.Close()
+	l, err := net.FileListener(f)
+	must(t, err)
+	t.Cleanup(func() { l.Close() })
+	return l.(*net.TCPListener)
+}
+
+// ListenPacket makes a UDP socket in the namespace, owned by the test process.
+func (n *Netns) ListenPacket(t testing.TB, at netip.AddrPort) *net.UDPConn {
+	t.Helper()
+	f := n.socket(t, at, unix.SOCK_DGRAM)
+	defer f.Close()
+	c, err := net.FilePacketConn(f)
+	must(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c.(*net.UDPConn)
+}
+
+func (n *Netns) socket(t testing.TB, at netip.AddrPort, typ int) *os.File {
+	t.Helper()
+	var f *os.File
+	n.Do(t, func() error {
+		domain := unix.AF_INET
+		if at.Addr().Is6() {
+			domain = unix.AF_INET6
+		}
+		fd, err := unix.Socket(domain, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		f = os.NewFile(uintptr(fd), "socket")
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return err
+		}
+		if err := unix.Bind(fd, sockaddr(at, domain)); err != nil {
+			return fmt.Errorf("bind %s: %w", at, err)
+		}
+		if typ == unix.SOCK_STREAM {
+			return unix.Listen(fd, 4096)
+		}
+		return nil
+	})
+	return f
+}
+
+// Echo answers each connection with name and the client's address, and then with what it
+// receives, until the test ends.
+func (n *Netns) Echo(t testing.TB, name string, at netip.AddrPort) {
+	t.Helper()
+	l := n.Listen(t, at)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				fmt.Fprintf(c, "%s\n", name)
+				echo(c)
+			}()
+		}
+	}()
+}
+
+// HTTP answers each request with "hello".
+func (n *Netns) HTTP(t testing.TB, at netip.AddrPort) {
+	t.Helper()
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, "hello")
+	})}
+	go s.Serve(n.Listen(t, at))
+	t.Cleanup(func() { s.Close() })
+}
+
+// EchoPacket answers each datagram with name, a space and the datagram.
+func (n *Netns) EchoPacket(t testing.TB, name string, at netip.AddrPort) {
+	t.Helper()
+	c := n.ListenPacket(t, at)
+	go func() {
+		buf := make([]byte, 65536)
+		for {
+			size, from, err := c.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			c.WriteToUDPAddrPort(append([]byte(name+" "), buf[:size]...), from)
+		}
+	}()
+}
+
+// FD calls f with the descriptor of a socket.
+func FD(t testing.TB, c syscall.Conn, f func(fd int)) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(fd uintptr) { f(int(fd)) }))
+}
+
+// echo answers with what it receives until the client is done.
+func echo(c net.Conn) { io.Copy(c, c) }
