@@ -2,11 +2,18 @@ package l7proxy
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sluice-mesh/sluice/l7proxy/loop"
 	"github.com/sluice-mesh/sluice/mesh"
-	"github.com/sluice-mesh/sluice/observe/flow"
 )
 
 // SocketType says what a listening socket takes.
@@ -51,7 +58,7 @@ type Socket struct {
 // Connection is a downstream connection, as the admin socket shows it.
 type Connection struct {
 	Journey     string         `json:"journey"`
-	Protocol    string         `json:"protocol"` // "detect", "tls", "http/1.1", "h2", "tcp"
+	Protocol    string         `json:"protocol"` // "config", "detect", "tls", "http/1.1", "h2", "tcp", "closing"
 	Source      netip.AddrPort `json:"source"`
 	Workload    mesh.Name      `json:"workload,omitzero"`
 	Destination netip.AddrPort `json:"destination"`
@@ -63,33 +70,249 @@ type Connection struct {
 }
 
 // Proxy is the data path of a node proxy.
-type Proxy struct{}
+type Proxy struct {
+	cfg     Config
+	limits  Limits
+	log     *slog.Logger
+	metrics *metrics
+	workers []*worker
+	// upstreamBudget bounds what waits on its way to all endpoints.
+	upstreamBudget budget
+
+	generation atomic.Uint64 // of the store's content
+	draining   atomic.Bool
+
+	mu      sync.Mutex
+	sockets map[socketKey]*socket // guarded by mu
+	budgets map[string]*budget    // guarded by mu
+	running bool                  // guarded by mu
+}
+
+type socketKey struct {
+	typ      SocketType
+	workload mesh.WorkloadIndex
+	addr     netip.AddrPort
+}
+
+// socket is a Socket in use.
+type socket struct {
+	Socket
+	budget  *budget
+	users   atomic.Int32 // loops that may still accept from it
+	removed atomic.Bool
+}
 
 // New validates cfg and starts nothing.
-func New(cfg Config) (*Proxy, error) { panic("under construction") }
+func New(cfg Config) (*Proxy, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("l7proxy: %w", err)
+	}
+	p := &Proxy{
+		cfg: cfg, limits: cfg.Limits.withDefaults(), log: cfg.Logger.With("component", "l7proxy"),
+		sockets: map[socketKey]*socket{}, budgets: map[string]*budget{},
+	}
+	var err error
+	if p.metrics, err = newMetrics(cfg.Registerer); err != nil {
+		return nil, fmt.Errorf("l7proxy: %w", err)
+	}
+	p.upstreamBudget.maxBytes = 4 * p.limits.MaxBufferedBytes
+	p.generation.Store(1)
+	cfg.Routes.Prepare = p.metrics.prepareRule
+	for i := range cfg.Loops {
+		w, err := newWorker(p, i)
+		if err != nil {
+			for _, w := range p.workers {
+				w.loop.Close()
+			}
+			return nil, fmt.Errorf("l7proxy: make a loop: %w", err)
+		}
+		p.workers = append(p.workers, w)
+	}
+	cfg.Store.Subscribe(func(mesh.Delta) {
+		p.generation.Add(1)
+		for _, w := range p.workers {
+			w.committed()
+		}
+	})
+	return p, nil
+}
 
 // Run serves until ctx ends, then closes all connections and listening sockets.
-func (p *Proxy) Run(ctx context.Context) error { panic("under construction") }
+func (p *Proxy) Run(ctx context.Context) error {
+	p.mu.Lock()
+	if p.running {
+		p.mu.Unlock()
+		return errors.New("l7proxy: already running")
+	}
+	p.running = true
+	p.mu.Unlock()
+	g, ctx := errgroup.WithContext(ctx)
+	for _, w := range p.workers {
+		g.Go(func() error {
+			if err := w.run(ctx); err != nil {
+				return fmt.Errorf("loop %d: %w", w.id, err)
+			}
+			return nil
+		})
+	}
+	err := g.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k, s := range p.sockets {
+		loop.CloseFD(s.FD)
+		delete(p.sockets, k)
+	}
+	return err
+}
 
 // AddSocket begins to accept on s, which becomes the proxy's, also when it fails.
-// Any goroutine may call it, before or while Run runs.
-func (p *Proxy) AddSocket(s Socket) error { panic("under construction") }
+// A socket of the same type, workload and address that it holds is replaced. Any
+// goroutine may call it, before or while Run runs.
+func (p *Proxy) AddSocket(s Socket) error {
+	if s.Type < SocketOutbound || s.Type > SocketGateway {
+		loop.CloseFD(s.FD)
+		return fmt.Errorf("l7proxy: socket of unknown type %d", s.Type)
+	}
+	if err := loop.PrepareListener(s.FD); err != nil {
+		loop.CloseFD(s.FD)
+		return fmt.Errorf("l7proxy: %s socket %s: %w", s.Type, s.Addr, err)
+	}
+	p.RemoveSocket(s)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	sock := &socket{Socket: s, budget: p.budget(s)}
+	sock.users.Store(int32(len(p.workers)))
+	p.sockets[key(s)] = sock
+	for _, w := range p.workers {
+		if !w.loop.Post(func() { w.listen(sock) }) {
+			delete(p.sockets, key(s))
+			loop.CloseFD(s.FD)
+			return errors.New("l7proxy: not running any more")
+		}
+	}
+	return nil
+}
+
+func key(s Socket) socketKey { return socketKey{s.Type, s.Workload, s.Addr} }
+
+// budget returns the budget of a socket's workload or Gateway port.
+func (p *Proxy) budget(s Socket) *budget {
+	name := s.Listener
+	if s.Type != SocketGateway {
+		name = s.WorkloadName.String()
+	}
+	b := p.budgets[name]
+	if b == nil {
+		b = &budget{maxConnections: int64(p.limits.MaxConnections), maxBytes: p.limits.MaxBufferedBytes}
+		p.budgets[name] = b
+	}
+	return b
+}
 
 // RemoveSocket closes the listening socket with the type, workload and address of
-// s; connections that it accepted go on. It reports whether there was one.
-func (p *Proxy) RemoveSocket(s Socket) bool { panic("under construction") }
+// s; connections that it accepted go on. It reports whether there was one. With a
+// workload's last outbound socket its unused upstream connections are closed,
+// because they would keep its network namespace alive.
+func (p *Proxy) RemoveSocket(s Socket) bool {
+	p.mu.Lock()
+	sock := p.sockets[key(s)]
+	delete(p.sockets, key(s))
+	last := sock != nil && sock.Type == SocketOutbound
+	for _, o := range p.sockets {
+		if sock != nil && o.Workload == sock.Workload && o.Type == SocketOutbound {
+			last = false
+		}
+	}
+	p.mu.Unlock()
+	if sock == nil {
+		return false
+	}
+	sock.removed.Store(true)
+	for _, w := range p.workers {
+		done := func() {
+			if sock.users.Add(-1) == 0 {
+				loop.CloseFD(sock.FD)
+			}
+		}
+		if !w.loop.Post(func() {
+			w.unlisten(sock)
+			if last {
+				w.set.DropWorkload(sock.Workload)
+			}
+			done()
+		}) {
+			done()
+		}
+	}
+	return true
+}
 
 // Sockets returns the listening sockets that the proxy holds. The descriptors
 // stay the proxy's: duplicate before use, they close with RemoveSocket and Run.
-func (p *Proxy) Sockets() []Socket { panic("under construction") }
+func (p *Proxy) Sockets() []Socket {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make([]Socket, 0, len(p.sockets))
+	for _, s := range p.sockets {
+		out = append(out, s.Socket)
+	}
+	return out
+}
 
 // Drain stops accepting on all sockets, which stay open (others who hold them
 // accept), asks clients to go (Connection: close, GOAWAY), closes what is idle,
 // and returns when no connection is left, or with ctx's error when ctx ends; what
 // is left then is closed by the end of Run.
-func (p *Proxy) Drain(ctx context.Context) error { panic("under construction") }
+func (p *Proxy) Drain(ctx context.Context) error {
+	p.draining.Store(true)
+	for _, w := range p.workers {
+		done := make(chan struct{})
+		if !w.loop.Post(func() { w.drain(done) }) {
+			continue
+		}
+		select {
+		case <-done:
+		case <-ctx.Done():
+			// The others have been told too, or are told now.
+			for _, w := range p.workers {
+				w.loop.Post(func() { w.drain(make(chan struct{})) })
+			}
+			return ctx.Err()
+		}
+	}
+	return nil
+}
 
 // Snapshot returns the downstream connections.
-func (p *Proxy) Snapshot(ctx context.Context) ([]Connection, error) { panic("under construction") }
+func (p *Proxy) Snapshot(ctx context.Context) ([]Connection, error) {
+	var out []Connection
+	for _, w := range p.workers {
+		got := make(chan []Connection, 1)
+		if !w.loop.Post(func() { got <- w.snapshot() }) {
+			continue
+		}
+		select {
+		case conns := <-got:
+			out = append(out, conns...)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return out, nil
+}
 
-var _ = flow.ReasonNone
+func (w *worker) snapshot() []Connection {
+	out := make([]Connection, 0, len(w.conns))
+	for _, d := range w.conns {
+		buffered := d.buffered()
+		if d.tunnel != nil {
+			buffered += d.tunnel.relay.Buffered()
+		}
+		out = append(out, Connection{
+			Journey: d.journey.String(), Protocol: modeNames[d.mode], Source: d.peer, Workload: d.source,
+			Destination: d.dest, Listener: d.listenerName, Loop: w.id,
+			Age: time.Duration(w.loop.Now() - d.opened), Exchanges: d.exchanges, Buffered: buffered,
+		})
+	}
+	return out
+}

@@ -343,3 +343,12 @@ func Abort(fd int) {
 
 // CloseFD closes a descriptor that no Conn owns.
 func CloseFD(fd int) { _ = unix.Close(fd) }
+
+// PrepareListener makes a listening socket fit for Listen: non-blocking, and its
+// connections without Nagle's algorithm, which they inherit.
+func PrepareListener(fd int) error {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return os.NewSyscallError("fcntl O_NONBLOCK", err)
+	}
+	return SetNoDelay(fd)
+}

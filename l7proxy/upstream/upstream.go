@@ -53,10 +53,13 @@ func NewSet() *Set {
 
 // Cluster is the endpoints behind a name.
 type Cluster struct {
-	Name      string
-	Protocol  mesh.AppProtocol
-	Service   mesh.Name
-	Port      uint16
+	Name     string
+	Protocol mesh.AppProtocol
+	Service  mesh.Name
+	Port     uint16
+	// Checked is for the caller: when it last compared the cluster with the
+	// configuration.
+	Checked   uint64
 	endpoints []*Endpoint
 	config    *mesh.Cluster
 	source    any

@@ -1,0 +1,390 @@
+package l7proxy
+
+import (
+	"io"
+
+	"github.com/sluice-mesh/sluice/l7proxy/http2"
+	"github.com/sluice-mesh/sluice/l7proxy/loop"
+	"github.com/sluice-mesh/sluice/l7proxy/message"
+	"github.com/sluice-mesh/sluice/l7proxy/upstream"
+	"github.com/sluice-mesh/sluice/observe/flow"
+)
+
+// h2up is an HTTP/2 connection to an endpoint, in its pool as long as it may take
+// more streams.
+type h2up struct {
+	wire
+	pool     *upstream.Pool
+	conn     *http2.Conn
+	streams  map[uint32]*h2upStream
+	dirty    bool // queued for Flush
+	leaving  bool // out of the pool: closes when no stream is left
+	timer    loop.Timer
+	lastTick int64
+}
+
+// h2upStream is one try of an exchange.
+type h2upStream struct {
+	u    *h2up
+	id   uint32
+	x    *exchange
+	down downstream
+	sendQueue
+	unconsumed int
+	reused     bool
+	heard      bool // some of the response came
+	asked      bool // the whole request was written
+}
+
+func newH2up(w *worker, c *loop.Conn, pool *upstream.Pool) *h2up {
+	u := &h2up{pool: pool, streams: map[uint32]*h2upStream{}, conn: http2.NewClient(http2.Config{
+		InitialWindow:      streamWindow,
+		ConnWindow:         4 * connWindow,
+		MaxHeaderListBytes: w.limits.MaxHeadBytes,
+		MaxOutBytes:        highWater,
+	})}
+	u.init(w, c, &w.proxy.upstreamBudget)
+	u.timer.Handler = u
+	c.SetHandler(u)
+	u.push()
+	return u
+}
+
+// CanOpen is how many more streams it would take.
+func (u *h2up) CanOpen() int {
+	if u.leaving {
+		return 0
+	}
+	return u.conn.CanOpen()
+}
+
+// Retire closes it when no stream is left.
+func (u *h2up) Retire() {
+	u.leaving = true
+	if len(u.streams) == 0 {
+		u.conn.GoAway(http2.NoError)
+		u.push()
+	}
+}
+
+// open starts a stream for x.
+func (u *h2up) open(x *exchange, reused bool) (*h2upStream, error) {
+	id, err := u.conn.OpenStream(&x.head, x.head.End)
+	if err != nil {
+		return nil, err
+	}
+	s := u.w.takeH2up()
+	s.u, s.id, s.x, s.down, s.reused = u, id, x, x.down, reused
+	s.asked = x.head.End
+	u.streams[id] = s
+	u.w.loop.StopTimer(&u.timer)
+	u.push()
+	return s, nil
+}
+
+func (s *h2upStream) data(p []byte) {
+	if s.asked || s.ending {
+		return
+	}
+	if s.queued() == 0 {
+		n, err := s.u.conn.WriteData(s.id, p, false)
+		if err != nil {
+			s.fail(flow.ReasonUpstreamReset, err, false)
+			return
+		}
+		p = p[n:]
+	}
+	if len(p) > 0 {
+		s.enqueue(s.u.w, p)
+	}
+}
+
+func (s *h2upStream) end(trailers []message.Field) {
+	if s.asked || s.ending {
+		return
+	}
+	if s.queued() == 0 && len(trailers) > 0 {
+		s.asked = true
+		if err := s.u.conn.WriteTrailers(s.id, trailers); err != nil {
+			s.fail(flow.ReasonDownstreamProtocol, err, false)
+		}
+		return
+	}
+	s.sendQueue.end(trailers)
+	s.write()
+}
+
+// write continues with what waits.
+func (s *h2upStream) write() {
+	had := s.queued()
+	done, err := s.sendQueue.write(s.u.w, s.u.conn, s.id)
+	if err != nil {
+		s.fail(flow.ReasonUpstreamReset, err, false)
+		return
+	}
+	s.asked = s.asked || done
+	if had > 0 && !s.full() && !done {
+		s.down.wake()
+	}
+}
+
+func (s *h2upStream) full() bool { return s.queued() >= streamFull }
+
+func (s *h2upStream) cancel() {
+	u := s.u
+	u.conn.Reset(s.id, http2.Cancel)
+	s.free()
+	u.push()
+}
+
+func (s *h2upStream) wake() {
+	if s.unconsumed > 0 {
+		s.u.conn.Consumed(s.id, s.unconsumed)
+		s.unconsumed = 0
+		s.u.push()
+	}
+}
+
+func (s *h2upStream) push() {
+	if s.u != nil {
+		s.u.push()
+	}
+}
+
+// free takes the stream out of the connection.
+func (s *h2upStream) free() {
+	u := s.u
+	if u == nil {
+		return
+	}
+	if s.unconsumed > 0 {
+		u.conn.Consumed(s.id, s.unconsumed)
+	}
+	delete(u.streams, s.id)
+	u.w.putH2up(s)
+	if len(u.streams) == 0 && !u.leaving {
+		u.w.loop.SetTimer(&u.timer, u.w.loop.Now()+int64(u.w.limits.PoolIdleTimeout))
+	}
+	u.push()
+}
+
+// fail ends the try. unsent says that the endpoint promised not to have acted on it.
+func (s *h2upStream) fail(reason flow.Reason, err error, unsent bool) {
+	x, stale := s.x, !s.heard && (s.reused || unsent)
+	s.free()
+	if err != nil {
+		x.detail = err.Error()
+	}
+	if stale {
+		x.stale(reason, unsent)
+	} else {
+		x.tryFailed(reason, unsent)
+	}
+}
+
+// Ready is called by the loop.
+func (u *h2up) Ready(*loop.Conn) {
+	if now := u.w.loop.Now(); now-u.lastTick > tickEvery {
+		u.lastTick = now
+		u.conn.Tick()
+	}
+	for turn := 0; !u.c.Closed() && u.readable(); turn++ {
+		if turn == maxTurns {
+			u.c.Again()
+			break
+		}
+		buf, err := u.wire.read()
+		if len(buf) > 0 {
+			rest := u.feed(buf)
+			if u.c.Closed() {
+				return
+			}
+			u.keep(rest)
+		}
+		if err == loop.ErrAgain {
+			break
+		}
+		if err == io.EOF {
+			u.fail(flow.ReasonUpstreamReset, io.ErrUnexpectedEOF)
+			return
+		}
+		if err != nil {
+			u.fail(flow.ReasonUpstreamReset, err)
+			return
+		}
+	}
+	u.push()
+}
+
+// feed gives buf to the engine and returns the rest.
+func (u *h2up) feed(buf []byte) []byte {
+	for !u.c.Closed() {
+		n, ev, err := u.conn.Next(buf)
+		buf = buf[n:]
+		if err != nil {
+			if p := u.conn.Out(); len(p) > 0 {
+				_, _ = u.c.Send(p) // the GOAWAY, a courtesy
+			}
+			u.fail(flow.ReasonUpstreamProtocol, err)
+			return nil
+		}
+		switch ev.Kind {
+		case http2.NeedMore:
+			return buf
+		case http2.GoAway:
+			u.leave()
+			continue
+		case http2.Settings:
+			u.pool.Serve(u)
+			u.w.dialPool(u.pool)
+			continue
+		}
+		s := u.streams[ev.Stream]
+		if s == nil {
+			if ev.Kind == http2.Data {
+				u.conn.Consumed(ev.Stream, len(ev.Data))
+			}
+			continue
+		}
+		down := s.down
+		switch ev.Kind {
+		case http2.Headers:
+			h := u.conn.Head()
+			s.heard = true
+			if h.Status == 101 {
+				u.conn.Reset(s.id, http2.ProtocolError)
+				s.fail(flow.ReasonUpstreamProtocol, nil, false)
+				break
+			}
+			x := s.x
+			x.response(h)
+			if ev.End && s.u == u && s.x == x {
+				s.finished(nil)
+			}
+		case http2.Data:
+			if len(ev.Data) > 0 {
+				s.unconsumed += len(ev.Data)
+				s.x.responseData(ev.Data)
+			}
+			if !s.down.full() {
+				s.wake()
+			}
+			if ev.End {
+				s.finished(nil)
+			}
+		case http2.Trailers:
+			s.finished(u.conn.Trailers())
+		case http2.Reset:
+			s.fail(flow.ReasonUpstreamReset, nil, ev.Code == http2.RefusedStream)
+		case http2.Writable:
+			s.write()
+		}
+		down.push()
+	}
+	return nil
+}
+
+// finished ends the exchange well.
+func (s *h2upStream) finished(trailers []message.Field) {
+	u, x := s.u, s.x
+	if !s.asked {
+		u.conn.Reset(s.id, http2.Cancel)
+	}
+	x.responseEnd(trailers)
+	s.free()
+	if u.pool.Waiting() > 0 {
+		u.pool.Serve(u)
+	}
+}
+
+// leave takes the connection out of the pool.
+func (u *h2up) leave() {
+	u.leaving = true
+	u.pool.Remove(u)
+	u.w.dialPool(u.pool)
+}
+
+// push has the output written at the end of the round.
+func (u *h2up) push() {
+	if u.dirty || u.c.Closed() {
+		return
+	}
+	u.dirty = true
+	u.w.loop.Defer(u)
+}
+
+// Flush writes the engine's output.
+func (u *h2up) Flush() {
+	u.dirty = false
+	if u.c.Closed() {
+		return
+	}
+	for round := 0; ; round++ {
+		p := u.conn.Out()
+		if len(p) > 0 {
+			n, err := u.c.Send(p)
+			if err == loop.ErrAgain {
+				break
+			}
+			if err != nil {
+				if u.c.Readable() {
+					// What the endpoint said before it closed is worth more.
+					u.conn.Sent(len(p))
+					u.leave()
+					u.c.Again()
+					return
+				}
+				u.fail(flow.ReasonUpstreamReset, err)
+				return
+			}
+			u.conn.Sent(n)
+			if n < len(p) {
+				break
+			}
+		}
+		// What was sent may let streams go on that waited for room.
+		rest := u.feed(u.unread())
+		if u.c.Closed() {
+			return
+		}
+		u.keepSame(rest)
+		if len(u.conn.Out()) == 0 || round == maxTurns {
+			break
+		}
+	}
+	if u.leaving && len(u.streams) == 0 && len(u.conn.Out()) == 0 {
+		u.close()
+		return
+	}
+	if u.settle() != nil {
+		u.fail(flow.ReasonOverLimit, errOverLimit)
+	}
+}
+
+func (u *h2up) close() {
+	u.leaving = true
+	u.pool.Remove(u)
+	u.w.loop.DropTimer(&u.timer)
+	u.wire.close()
+}
+
+// fail ends the connection and the tries on it.
+func (u *h2up) fail(reason flow.Reason, err error) {
+	u.close()
+	for _, s := range u.streams {
+		down := s.down
+		s.fail(reason, err, false)
+		down.push()
+	}
+	if u.pool.Waiting() > 0 {
+		u.w.dialPool(u.pool)
+	}
+}
+
+// OnTimer closes a connection that nobody used for long.
+func (u *h2up) OnTimer(*loop.Timer) {
+	if len(u.streams) == 0 {
+		u.pool.Remove(u)
+		u.Retire()
+	}
+}

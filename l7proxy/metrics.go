@@ -1,0 +1,149 @@
+package l7proxy
+
+import (
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-mesh/sluice/l7proxy/route"
+	"github.com/sluice-mesh/sluice/observe/flow"
+)
+
+// journeys bounds arrays that are indexed by SocketType.
+const journeys = int(SocketGateway) + 1
+
+// metrics are the counters of the data path. The values of all labels are bounded:
+// journeys, classes of status, reasons, and the routes that the node serves.
+type metrics struct {
+	requests *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	closed   *prometheus.CounterVec
+
+	active      [journeys]prometheus.Gauge
+	conns       [journeys]prometheus.Counter
+	connsActive [journeys]prometheus.Gauge
+	bytesIn     [journeys]prometheus.Counter
+	bytesOut    [journeys]prometheus.Counter
+
+	retries, staleRetries     prometheus.Counter
+	connects, connectFailures prometheus.Counter
+
+	noRule ruleMetrics // of requests that no rule took
+}
+
+// ruleMetrics are the handles of one rule, resolved when first used.
+type ruleMetrics struct {
+	route    string
+	requests [journeys][6]atomic.Pointer[prometheus.Counter] // by class of status, without a reason
+	duration [journeys]atomic.Pointer[prometheus.Observer]
+}
+
+var classes = [...]string{"none", "1xx", "2xx", "3xx", "4xx", "5xx"}
+
+func class(status int) int {
+	if status < 100 || status > 599 {
+		return 0
+	}
+	return status / 100
+}
+
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_proxy_requests_total",
+			Help: "HTTP exchanges that ended, by the route that took them, class of the status sent and reason of a refusal or failure (empty: none).",
+		}, []string{"journey", "route", "code_class", "reason"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "sluice_proxy_request_duration_seconds",
+			Help:    "Time from a request's head to its response's end.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+		}, []string{"journey", "route"}),
+		closed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_proxy_tcp_connections_total",
+			Help: "Connections that ended without being spoken HTTP on, relayed or refused, by reason (empty: none).",
+		}, []string{"journey", "reason"}),
+		retries: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_proxy_retries_total",
+			Help: "Tries that were repeated because a rule says so.",
+		}),
+		staleRetries: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_proxy_stale_retries_total",
+			Help: "Requests that were repeated because their pooled connection had died.",
+		}),
+		connects: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_proxy_upstream_connects_total",
+			Help: "Attempts to open a pooled connection to an endpoint.",
+		}),
+		connectFailures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_proxy_upstream_connect_failures_total",
+			Help: "Attempts of those that failed.",
+		}),
+	}
+	conns := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sluice_proxy_connections_total", Help: "Connections accepted and not refused at once.",
+	}, []string{"journey"})
+	connsActive := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "sluice_proxy_connections_active", Help: "Downstream connections that are open.",
+	}, []string{"journey"})
+	active := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "sluice_proxy_requests_active", Help: "HTTP exchanges under way.",
+	}, []string{"journey"})
+	bytes := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sluice_proxy_bytes_total",
+		Help: "Bytes of bodies and raw connections that ended, from (in) and to (out) clients.",
+	}, []string{"journey", "direction"})
+	for _, c := range []prometheus.Collector{
+		m.requests, m.duration, m.closed, m.retries, m.staleRetries, m.connects, m.connectFailures,
+		conns, connsActive, active, bytes,
+	} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	for t := SocketOutbound; t <= SocketGateway; t++ {
+		m.conns[t] = conns.WithLabelValues(t.String())
+		m.connsActive[t] = connsActive.WithLabelValues(t.String())
+		m.active[t] = active.WithLabelValues(t.String())
+		m.bytesIn[t] = bytes.WithLabelValues(t.String(), "in")
+		m.bytesOut[t] = bytes.WithLabelValues(t.String(), "out")
+	}
+	return m, nil
+}
+
+// prepareRule is called by route.Tables before it publishes a rule.
+func (m *metrics) prepareRule(r *route.Rule) {
+	r.Metrics = &ruleMetrics{route: r.RouteKind + "/" + r.Route.String()}
+}
+
+// of returns the handles of a rule, nil standing for none.
+func (m *metrics) of(r *route.Rule) *ruleMetrics {
+	if r != nil {
+		if rm, ok := r.Metrics.(*ruleMetrics); ok {
+			return rm
+		}
+	}
+	return &m.noRule
+}
+
+// request counts an exchange that ended.
+func (m *metrics) request(journey SocketType, rm *ruleMetrics, status int, reason flow.Reason, seconds float64) {
+	k := class(status)
+	if reason != flow.ReasonNone {
+		m.requests.WithLabelValues(journey.String(), rm.route, classes[k], reason.String()).Inc()
+	} else {
+		c := rm.requests[journey][k].Load()
+		if c == nil {
+			resolved := m.requests.WithLabelValues(journey.String(), rm.route, classes[k], "")
+			c = &resolved
+			rm.requests[journey][k].Store(c)
+		}
+		(*c).Inc()
+	}
+	o := rm.duration[journey].Load()
+	if o == nil {
+		resolved := m.duration.WithLabelValues(journey.String(), rm.route)
+		o = &resolved
+		rm.duration[journey].Store(o)
+	}
+	(*o).Observe(seconds)
+}

@@ -1,0 +1,146 @@
+package l7proxy
+
+import (
+	"strings"
+	"time"
+
+	"github.com/sluice-mesh/sluice/l7proxy/upstream"
+	"github.com/sluice-mesh/sluice/mesh"
+	"github.com/sluice-mesh/sluice/observe/flow"
+)
+
+// httpFlow is a flow with its HTTP part, in one piece of memory.
+type httpFlow struct {
+	flow.Flow
+	http flow.HTTP
+}
+
+// reasonTexts are the reasons' words as bytes.
+var reasonTexts = func() map[flow.Reason][]byte {
+	out := map[flow.Reason][]byte{}
+	for r, text := range flow.Reasons() {
+		out[r] = []byte(text)
+	}
+	return out
+}()
+
+func reasonBytes(r flow.Reason) []byte { return reasonTexts[r] }
+
+// verdict is what a reason amounts to: a refusal on purpose, or a failure.
+func verdict(r flow.Reason) flow.Verdict {
+	switch r {
+	case flow.ReasonNone:
+		return flow.VerdictForwarded
+	case flow.ReasonNoOriginalDestination, flow.ReasonNoRoute, flow.ReasonNoChain, flow.ReasonMisdirected,
+		flow.ReasonOverLimit, flow.ReasonDraining, flow.ReasonUnsupported, flow.ReasonHeadTooLarge,
+		flow.ReasonDownstreamProtocol:
+		return flow.VerdictDropped
+	}
+	return flow.VerdictError
+}
+
+// record counts and reports an exchange that ended.
+func (x *exchange) record() {
+	w, d := x.w, x.d
+	took := w.loop.Now() - x.started
+	status := x.status
+	if !x.responded {
+		status = 0
+	}
+	rm := w.metrics.of(x.rule)
+	w.metrics.request(d.journey, rm, status, x.reason, float64(took)/1e9)
+	w.metrics.bytesIn[d.journey].Add(float64(x.bytesIn))
+	w.metrics.bytesOut[d.journey].Add(float64(x.bytesOut))
+	cfg := &w.proxy.cfg
+	if cfg.Flows == nil && cfg.AccessLog == nil {
+		return
+	}
+	f := &httpFlow{}
+	f.Type = flow.TypeHTTP
+	f.HTTP = &f.http
+	w.fill(&f.Flow, d, x.reason, x.detail, x.endpoint)
+	f.BytesIn, f.BytesOut = x.bytesIn, x.bytesOut
+	f.Duration = time.Duration(took)
+	// One string for all that the client sent.
+	var text strings.Builder
+	text.Grow(len(x.method) + len(x.authority) + len(x.path) + len(x.grpcOut))
+	text.Write(x.method)
+	text.Write(x.authority)
+	text.Write(x.path)
+	text.Write(x.grpcOut)
+	s := text.String()
+	cut := func(n int) string {
+		part := s[:n]
+		s = s[n:]
+		return part
+	}
+	f.http.Method, f.http.Authority = cut(len(x.method)), cut(len(x.authority))
+	f.http.Path, f.http.GRPC = cut(len(x.path)), cut(len(x.grpcOut))
+	f.http.Proto = x.proto.String()
+	f.http.Status = status
+	f.http.Tries = x.tries
+	if x.rule != nil {
+		f.http.Route = rm.route
+		f.http.Rule = x.rule.RuleIndex
+	}
+	w.report(&f.Flow)
+}
+
+// recordConn counts and reports a connection that ended and was no HTTP.
+func (w *worker) recordConn(d *downConn, reason flow.Reason, detail string, in, out uint64, e *upstream.Endpoint) {
+	w.metrics.closed.WithLabelValues(d.journey.String(), reason.String()).Inc()
+	w.metrics.bytesIn[d.journey].Add(float64(in))
+	w.metrics.bytesOut[d.journey].Add(float64(out))
+	if w.proxy.cfg.Flows == nil && w.proxy.cfg.AccessLog == nil {
+		return
+	}
+	f := &flow.Flow{Type: flow.TypeTCP}
+	w.fill(f, d, reason, detail, e)
+	f.BytesIn, f.BytesOut = in, out
+	f.Duration = time.Duration(w.loop.Now() - d.opened)
+	w.report(f)
+}
+
+// fill writes what all flows have.
+func (w *worker) fill(f *flow.Flow, d *downConn, reason flow.Reason, detail string, e *upstream.Endpoint) {
+	f.Time = time.Now()
+	f.Node = w.proxy.cfg.Node
+	f.Verdict = verdict(reason)
+	f.Reason = reason
+	f.Detail = detail
+	f.Protocol = mesh.ProtocolTCP
+	f.Source.AddrPort = d.peer
+	f.Source.Workload = d.source
+	f.Ingress = d.journey == SocketGateway
+	f.Destination.Service = d.service
+	store := w.proxy.cfg.Store
+	if wl := store.WorkloadByAddress(d.peer.Addr()); wl != nil {
+		f.Source.Labels = wl.Labels
+		if d.source.IsZero() {
+			f.Source.Workload = wl.Name
+		}
+	}
+	if e == nil {
+		f.Destination.AddrPort = d.dest
+		return
+	}
+	f.Destination.AddrPort = e.AddrPort
+	f.Destination.Workload = e.Workload
+	if wl := store.WorkloadByAddress(e.AddrPort.Addr()); wl != nil {
+		f.Destination.Labels = wl.Labels
+		f.Destination.Workload = wl.Name
+	}
+	if d.dest != e.AddrPort {
+		f.Original = d.dest
+	}
+}
+
+func (w *worker) report(f *flow.Flow) {
+	cfg := &w.proxy.cfg
+	if cfg.AccessLog != nil {
+		cfg.AccessLog.Add(f)
+	}
+	if cfg.Flows != nil {
+		cfg.Flows(f)
+	}
+}
