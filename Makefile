@@ -74,4 +74,4 @@ deps-generate:
 deps-test:
 	@.ci/debian curl dnsutils
 deps-bench:
-	@.ci/debian nginx-light:nginx haproxy
+	@.ci/debian nginx-light:nginx haproxy wrk
