@@ -35,6 +35,9 @@ func (v Verdict) Known() bool { _, ok := verdictTexts[v]; return ok }
 // Known reports whether t is one of the types.
 func (t Type) Known() bool { _, ok := typeTexts[t]; return ok }
 
+// Known reports whether r is one of the reasons, or ReasonNone.
+func (r Reason) Known() bool { _, ok := reasonTexts[r]; return ok }
+
 // String returns the verdict's word, as in `sluice observe --verdict`.
 func (v Verdict) String() string { return text(verdictTexts, v) }
 

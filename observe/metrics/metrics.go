@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"math"
 	"net"
 	"net/http"
 	"sync"
@@ -19,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/observe/flow"
 	"github.com/sluice-mesh/sluice/observe/ring"
 )
@@ -35,13 +38,38 @@ type Flows struct {
 	mu       sync.Mutex
 }
 
-// kind is what the labels of a flow are made of.
+// kind is what the labels of a flow are made of. There are only so many: each
+// field has a word, or is the one value for all that have none.
 type kind struct {
 	flow     flow.Type
 	verdict  flow.Verdict
 	reason   flow.Reason
-	protocol uint8
-	rcode    string // a word of rcodes
+	protocol mesh.Protocol
+	rcode    string // a word of rcodes, "other", or empty
+}
+
+// kindOf returns the kind of a flow, whose numbers are another process's.
+func kindOf(f *flow.Flow) kind {
+	k := kind{flow: f.Type, verdict: f.Verdict, reason: f.Reason, protocol: f.Protocol}
+	if !k.flow.Known() {
+		k.flow = 0
+	}
+	if !k.verdict.Known() {
+		k.verdict = 0
+	}
+	if !k.reason.Known() {
+		k.reason = math.MaxUint16
+	}
+	if k.protocol != mesh.ProtocolTCP && k.protocol != mesh.ProtocolUDP {
+		k.protocol = 0
+	}
+	if f.DNS != nil {
+		k.rcode = "other"
+		if rcodes[f.DNS.RCode] {
+			k.rcode = f.DNS.RCode
+		}
+	}
+	return k
 }
 
 type handles struct {
@@ -104,13 +132,7 @@ func (m *Flows) count(f *flow.Flow) {
 		m.lost.WithLabelValues(source).Add(float64(f.Lost))
 		return
 	}
-	k := kind{flow: f.Type, verdict: f.Verdict, reason: f.Reason, protocol: uint8(f.Protocol)}
-	if f.DNS != nil {
-		k.rcode = "other"
-		if rcodes[f.DNS.RCode] {
-			k.rcode = f.DNS.RCode
-		}
-	}
+	k := kindOf(f)
 	h, ok := (*m.counters.Load())[k]
 	if !ok {
 		h = m.resolve(k)
@@ -124,10 +146,6 @@ func (m *Flows) count(f *flow.Flow) {
 	}
 }
 
-// maxKinds bounds the remembered handles; there are far fewer kinds of real flows,
-// but protocol and reason are numbers of another process.
-const maxKinds = 4096
-
 func (m *Flows) resolve(k kind) handles {
 	h := handles{flow: m.flows.WithLabelValues(k.flow.String(), k.verdict.String(), k.reason.String())}
 	if k.verdict == flow.VerdictDropped || k.verdict == flow.VerdictError {
@@ -139,23 +157,17 @@ func (m *Flows) resolve(k kind) handles {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	old := *m.counters.Load()
-	if len(old) >= maxKinds {
-		return h
-	}
-	next := make(map[kind]handles, len(old)+1)
-	for k, h := range old {
-		next[k] = h
-	}
+	next := maps.Clone(old)
 	next[k] = h
 	m.counters.Store(&next)
 	return h
 }
 
-func protocolWord(number uint8) string {
-	switch number {
-	case 6:
+func protocolWord(p mesh.Protocol) string {
+	switch p {
+	case mesh.ProtocolTCP:
 		return "tcp"
-	case 17:
+	case mesh.ProtocolUDP:
 		return "udp"
 	}
 	return "other"
