@@ -6,4 +6,4 @@
 // C header of the kernel programs is generated from it (go generate).
 package flow
 
-//go:generate go run ./genreason -o ../../bpf/include/reason.h
+//go:generate go run ./genreason -o ../../bpf/include/reason.h -doc ../../docs/reference/reasons.md
