@@ -325,10 +325,10 @@ func (c *Conn) CanOpen() int {
 // ExtendedConnect reports whether the peer accepts RFC 8441 (client, after Settings).
 func (c *Conn) ExtendedConnect() bool { return c.peerConnect }
 
-// Done reports that nothing is left to do: after an error, GoAway, or a Shutdown or GOAWAY of the
-// peer whose last stream has ended. Close when Out is empty.
+// Done reports that nothing is left to do: after an error, GoAway, or a Shutdown (or the GOAWAY of a
+// server) whose last stream has ended. Close when Out is empty.
 func (c *Conn) Done() bool {
-	return c.err != nil || c.closing || len(c.streams) == 0 && (c.peerGoAway || c.draining && c.final)
+	return c.err != nil || c.closing || len(c.streams) == 0 && (c.peerGoAway && !c.server || c.draining && c.final)
 }
 
 // Tick lets the counters of abuse forget; call it about once a second while the connection is in use.

@@ -541,11 +541,8 @@ func (c *Conn) priorityFrame(h header, p []byte) (Event, error) {
 	if s := c.streams[h.stream]; s != nil {
 		return c.streamError(s, code)
 	}
-	if c.idleStream(h.stream) {
-		// A stream that does not exist cannot be reset.
-		return Event{}, c.fail(code, "malformed PRIORITY")
-	}
-	return Event{}, nil
+	// A stream that does not exist cannot be reset.
+	return Event{}, c.fail(code, "malformed PRIORITY")
 }
 
 func (c *Conn) resetFrame(h header, p []byte) (Event, error) {
