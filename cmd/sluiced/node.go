@@ -115,7 +115,7 @@ func runNode(ctx context.Context, s *settings) error {
 		return err
 	}
 	source, err := watch.New(watch.Config{
-		Directories: []string{s.podsDir(), s.Config}, ServiceCIDRs: s.ServiceCIDRs, StateDir: s.State, Logger: component("kube"),
+		Directories: []string{s.Config}, Running: s.podsDir(), ServiceCIDRs: s.ServiceCIDRs, StateDir: s.State, Logger: component("kube"),
 	})
 	if err != nil {
 		return err
