@@ -257,6 +257,17 @@ static __always_inline enum verdict sendmsg_call(struct call *c, struct bpf_sock
 	if (!sk)
 		return refuse(c, REASON_MAP_FULL, ENOBUFS);
 	call_init(c, ctx, HOOK_SENDMSG);
+	/*
+	 * send() on an IPv6 socket that is connected to a mapped address comes here, with the
+	 * address that connect chose.
+	 */
+	p = bpf_sk_storage_get(&peers, sk, 0, 0);
+	if (p && p->chosen_port == c->dialled.port && addr_equal(&p->chosen, &c->dialled.addr)) {
+		if (ctx_load(sk, state) == BPF_TCP_ESTABLISHED)
+			return VERDICT_FORWARDED;
+		/* It was connected once; the note would name the replies wrongly. */
+		bpf_sk_storage_delete(&peers, sk);
+	}
 	d = bpf_sk_storage_get(&datagrams, sk, 0, 0);
 	if (d)
 		kept_load(d, &c->dialled, &kept);
@@ -266,10 +277,6 @@ static __always_inline enum verdict sendmsg_call(struct call *c, struct bpf_sock
 	if (verdict == VERDICT_FORWARDED) {
 		if (d)
 			kept_forget(d, &c->dialled);
-		p = bpf_sk_storage_get(&peers, sk, 0, 0);
-		if (p && p->chosen_port == c->dialled.port &&
-		    addr_equal(&p->chosen, &c->dialled.addr))
-			bpf_sk_storage_delete(&peers, sk);
 		return verdict;
 	}
 	/* Each datagram comes here; only one that begins or changes something is news. */

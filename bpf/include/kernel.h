@@ -54,6 +54,7 @@ enum {
 };
 
 enum {
+	BPF_TCP_ESTABLISHED = 1,
 	BPF_TCP_CLOSE = 7,
 };
 

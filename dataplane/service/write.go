@@ -180,8 +180,9 @@ func added(old, now *frontend) iter.Seq[bpf.MeshMemberKey] {
 	}
 }
 
-// put writes rows. When one does not fit, its frontend fails, and its other rows
-// are left out from there on.
+// put writes rows, those of a frontend one after the other. When one does not fit,
+// its frontend fails and the rows of it that were written go, so that they take no
+// room from the next.
 func put[K, V any](m *ebpf.Map, r *rows[K, V], failed map[bpf.MeshFrontend]error) {
 	for start := 0; start < len(r.keys); {
 		if failed[r.of[start]] != nil {
@@ -196,9 +197,15 @@ func put[K, V any](m *ebpf.Map, r *rows[K, V], failed map[bpf.MeshFrontend]error
 		if n >= len(r.keys)-start {
 			n = 0
 		}
-		start += n
-		failed[r.of[start]] = fmt.Errorf("write to map %s: %w", mapName(m), err)
-		start++
+		at := start + n
+		first := at
+		for first > start && r.of[first-1] == r.of[at] {
+			first--
+		}
+		failed[r.of[at]] = fmt.Errorf("write to map %s: %w", mapName(m), err)
+		undo := rows[K, struct{}]{keys: r.keys[first:at], of: r.of[first:at]}
+		drop(m, &undo, map[bpf.MeshFrontend]error{})
+		start = at + 1
 	}
 }
 

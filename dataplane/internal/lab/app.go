@@ -227,6 +227,17 @@ func (a *App) Unshare() {
 	a.must(call{Op: "unshare"})
 }
 
+// Hammer connects n times, one after the other, and counts what it received first on each
+// connection, without spaces; failures count under the error's text.
+func (a *App) Hammer(domain int, to netip.AddrPort, n int) map[string]int {
+	a.t.Helper()
+	out := map[string]int{}
+	if err := json.Unmarshal(a.must(call{Op: "hammer", Args: []int{domain, n}, Addr: to}).Data, &out); err != nil {
+		a.t.Fatal(err)
+	}
+	return out
+}
+
 // MoveTo moves the application into a cgroup; its sockets stay where they were made.
 func (a *App) MoveTo(cgroup string) {
 	a.t.Helper()
@@ -307,6 +318,16 @@ func (c call) run(domains map[int]int) (r result, err error) {
 		err = unix.BindToDevice(c.FD, string(c.Data))
 	case "unshare":
 		err = unix.Unshare(unix.CLONE_NEWNET)
+	case "hammer":
+		out := map[string]int{}
+		for range c.Args[1] {
+			got, err := ask(c.Args[0], c.Addr)
+			if err != nil {
+				got = err.Error()
+			}
+			out[got]++
+		}
+		r.Data, err = json.Marshal(out)
 	case "join":
 		err = os.WriteFile(filepath.Join(string(c.Data), "cgroup.procs"), []byte("0"), 0)
 	case "close":
@@ -316,6 +337,21 @@ func (c call) run(domains map[int]int) (r result, err error) {
 		return r, fmt.Errorf("no such call: %s", c.Op)
 	}
 	return r, err
+}
+
+// ask opens a connection and returns what it receives first.
+func ask(domain int, to netip.AddrPort) (string, error) {
+	fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, sockaddr(to, domain)); err != nil {
+		return "", err
+	}
+	var buf [256]byte
+	n, err := unix.Read(fd, buf[:])
+	return strings.TrimSpace(string(buf[:n])), err
 }
 
 func sockaddr(a netip.AddrPort, domain int) unix.Sockaddr {
