@@ -231,13 +231,15 @@ func (d *downConn) linger() {
 		d.lingered = 1
 		d.CloseWrite()
 	}
-	for {
+	// A client that sends on and on is left blocked until the time is over, so that
+	// it sees the answer.
+	for d.lingered < lingerBytes {
 		n, err := d.c.Read(d.w.cipher)
 		d.lingered += n
-		if err == loop.ErrAgain && d.lingered < lingerBytes {
+		if err == loop.ErrAgain {
 			return
 		}
-		if err != nil || d.lingered >= lingerBytes {
+		if err != nil {
 			d.close()
 			return
 		}
