@@ -36,7 +36,14 @@ func TestLevels(t *testing.T) {
 	dns := logger.With(loglevel.ComponentKey, "dns")
 	xds := logger.With("node", "n1").With(loglevel.ComponentKey, "xds", "client", "proxy")
 
-	all := func() { logger.Debug("a"); logger.Info("b"); dns.Debug("c"); dns.Info("d"); xds.Debug("e"); xds.Info("f") }
+	all := func() {
+		logger.Debug("a")
+		logger.Info("b")
+		dns.Debug("c")
+		dns.Info("d")
+		xds.Debug("e")
+		xds.Info("f")
+	}
 	all()
 	logged(t, out, "level=INFO msg=b", "level=INFO msg=d component=dns", "level=INFO msg=f node=n1 component=xds client=proxy")
 
