@@ -40,7 +40,8 @@ type Hooks interface {
 	// then, so OnAdd undoes what it did.
 	OnAdd(ctx context.Context, s *Sandbox) error
 	// OnRemove forgets a workload whose processes have ended. The proxy must close
-	// its copies of the sockets, which hold the namespace.
+	// its copies of the sockets, which hold the namespace. It may be a workload of an
+	// earlier agent, for which this one has not called OnAdd.
 	OnRemove(s *Sandbox)
 }
 
@@ -144,8 +145,9 @@ type Registry struct {
 type entry struct {
 	sandbox *Sandbox
 	record  record
-	// active says that OnAdd has returned and OnRemove was not called.
-	active bool
+	// active says that OnAdd has returned, and restored that an earlier agent may have
+	// called it; OnRemove was not called since.
+	active, restored bool
 	// watch is the wait for the owner of a restored workload that has not come back.
 	watch *watch
 	// session is the owner's connection, or nil.
@@ -468,12 +470,12 @@ func (r *Registry) takeApart(ctx context.Context, e *entry) error {
 	if err != nil {
 		return errors.Join(err, unrecorded)
 	}
-	if e.active {
+	if e.active || e.restored {
 		if r.cfg.Hooks != nil {
 			r.cfg.Hooks.OnRemove(s)
 		}
 		r.mu.Lock()
-		e.active = false
+		e.active, e.restored = false, false
 		r.mu.Unlock()
 	}
 	s.closeSockets()
@@ -525,22 +527,23 @@ func (s *Sandbox) closeSockets() {
 	s.sockets = nil
 }
 
-// Get returns the workload of a name, or nil if there is none or it is not enrolled.
+// Get returns the workload of a name, or nil if there is none or it is not complete.
 func (r *Registry) Get(name mesh.Name) *Sandbox {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if e := r.workloads[name]; e != nil && e.active {
+	if e := r.workloads[name]; e != nil && e.record.Phase == phaseComplete {
 		return e.sandbox
 	}
 	return nil
 }
 
-// List returns the enrolled workloads by name.
+// List returns the workloads by name: those that are complete, be they active or
+// restored.
 func (r *Registry) List() []*Sandbox {
 	r.mu.Lock()
 	out := make([]*Sandbox, 0, len(r.workloads))
 	for _, e := range r.workloads {
-		if e.active {
+		if e.record.Phase == phaseComplete {
 			out = append(out, e.sandbox)
 		}
 	}

@@ -48,7 +48,7 @@ func (r *Registry) restore(ctx context.Context, rec *record) error {
 	s.NetnsPath = filepath.Join(r.netnsDir, fileName(name))
 	s.CgroupPath = filepath.Join(r.cfg.CgroupRoot, fileName(name))
 	s.HostInterface = hostInterfaceName(name)
-	e := &entry{sandbox: s, record: *rec}
+	e := &entry{sandbox: s, record: *rec, restored: true}
 	s.ready = rec.Started
 
 	// Whatever comes of it, its addresses and index are in use until its pieces are gone.

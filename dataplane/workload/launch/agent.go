@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,15 +39,26 @@ type refusal struct {
 
 func (r *refusal) Error() string { return "agent: " + r.text }
 
-// attach adds the workload.
+// attach adds the workload. An agent that has just started and has no full
+// configuration yet is waited for.
 func attach(ctx context.Context, socket string, spec workload.Spec, log *slog.Logger) (*agent, error) {
 	a := &agent{socket: socket, spec: spec, log: log}
-	sandbox, err := a.post(ctx, "")
-	if err != nil {
-		return nil, err
+	var err error
+	for begin, wait := time.Now(), firstRetry; ; wait = min(2*wait, lastRetry) {
+		if a.sandbox, err = a.post(ctx, ""); err == nil {
+			return a, nil
+		}
+		var refused *refusal
+		if !errors.As(err, &refused) || refused.status != http.StatusServiceUnavailable || time.Since(begin) > startWait {
+			return nil, err
+		}
+		log.Debug("agent is not ready", "error", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
-	a.sandbox = sandbox
-	return a, nil
 }
 
 // post asks for the workload and keeps the connection.
@@ -88,9 +100,9 @@ func (a *agent) post(ctx context.Context, query string) (*workload.Sandbox, erro
 		var answer struct {
 			Error string `json:"error"`
 		}
-		_ = json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&answer)
-		if answer.Error == "" {
-			answer.Error = resp.Status
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+		if json.Unmarshal(text, &answer) != nil || answer.Error == "" {
+			answer.Error = resp.Status + ": " + strings.TrimSpace(string(text))
 		}
 		_ = conn.Close()
 		return nil, &refusal{resp.StatusCode, answer.Error}
@@ -132,6 +144,9 @@ const (
 	firstRetry = 50 * time.Millisecond
 	lastRetry  = 2 * time.Second
 )
+
+// startWait bounds the wait for an agent that has just started.
+const startWait = 15 * time.Second
 
 // keep waits for the connection to end and attaches again to the agent that comes
 // after. It returns nil when ctx ends, and an error when the workload is lost.

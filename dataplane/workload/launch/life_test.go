@@ -107,6 +107,24 @@ func awaitEnd(t *testing.T, pidfds []int) {
 	}
 }
 
+// awaitReady returns when the agent knows that the workload's command runs.
+func awaitReady(t *testing.T, b *bed, s *workload.Sandbox) {
+	t.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if _, err := unix.InotifyAddWatch(fd, filepath.Join(b.cfg.RunDir, "pods"), unix.IN_MOVED_TO); err != nil {
+		t.Fatal(err)
+	}
+	for buf := make([]byte, 4096); !s.Ready(); {
+		if _, err := unix.Read(fd, buf); err != nil && !errors.Is(err, unix.EINTR) {
+			t.Fatal(err)
+		}
+	}
+}
+
 // removed is a Hooks that says which workloads were removed.
 type removed chan mesh.Name
 
@@ -167,6 +185,7 @@ func TestAgentRestart(t *testing.T) {
 	b := newBed(t)
 	r := startEcho(t, b, "restart")
 	s := b.registry.List()[0]
+	awaitReady(t, b, s)
 	ns, err := netns.Open(s.NetnsPath)
 	if err != nil {
 		t.Fatal(err)
