@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +12,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-
-	"encoding/binary"
 
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
@@ -38,6 +37,8 @@ type forwarder struct {
 	upstreams []*upstream
 	slots     chan struct{} // one element for each question under way
 	metrics   *metrics
+	// tryTimeout is the constant; tests of silence have less patience.
+	tryTimeout time.Duration
 }
 
 type upstream struct {
@@ -47,7 +48,7 @@ type upstream struct {
 }
 
 func newForwarder(addrs []netip.AddrPort, m *metrics) *forwarder {
-	f := &forwarder{slots: make(chan struct{}, maxForwards), metrics: m}
+	f := &forwarder{slots: make(chan struct{}, maxForwards), metrics: m, tryTimeout: tryTimeout}
 	for _, a := range addrs {
 		u := &upstream{addr: a, results: map[string]prometheus.Counter{}}
 		for _, r := range []string{"answered", "refused", "timeout", "failed"} {
@@ -104,7 +105,7 @@ func (f *forwarder) exchange(ctx context.Context, query *dns.Msg, name string) (
 	err := errTimeout
 	for _, u := range f.order() {
 		lastFrom = u.addr
-		answer, tryErr := try(ctx, u.addr, m)
+		answer, tryErr := f.try(ctx, u.addr, m)
 		switch {
 		case tryErr != nil && ctx.Err() == nil && !isTimeout(tryErr):
 			u.results["failed"].Inc()
@@ -147,8 +148,8 @@ func (f *forwarder) order() []*upstream {
 
 // try asks one upstream over UDP, from a port that the kernel chose for this question
 // alone, and over TCP if the answer does not fit.
-func try(ctx context.Context, addr netip.AddrPort, m *dns.Msg) (*dns.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+func (f *forwarder) try(ctx context.Context, addr netip.AddrPort, m *dns.Msg) (*dns.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, f.tryTimeout)
 	defer cancel()
 	m = m.Copy()
 	m.Id = uint16(rand.Uint32())

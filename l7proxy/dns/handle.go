@@ -74,6 +74,7 @@ func (s *Server) handle(message []byte, c *client) (reply []byte, ask *question)
 	case query.Opcode != dns.OpcodeQuery:
 		return refuse(dns.RcodeNotImplemented, flow.ReasonUnsupported, "operation "+dns.OpcodeToString[query.Opcode])
 	case len(query.Question) != 1:
+		s.metrics.invalid.Inc()
 		return refuse(dns.RcodeFormatError, flow.ReasonDownstreamProtocol, fmt.Sprintf("%d questions", len(query.Question)))
 	case opt != nil && opt.Version() != 0:
 		return refuse(dns.RcodeBadVers, flow.ReasonUnsupported, fmt.Sprintf("EDNS version %d", opt.Version()))

@@ -64,7 +64,7 @@ func (c *Config) Validate() error {
 		errs = append(errs, errors.New("dns: no store"))
 	}
 	if c.ClusterDomain != "" {
-		if n, ok := dns.IsDomainName(c.ClusterDomain); !ok || n == 0 || strings.Contains(c.ClusterDomain, `\`) {
+		if _, ok := dns.IsDomainName(c.ClusterDomain); !ok || dns.CountLabel(c.ClusterDomain) == 0 || strings.Contains(c.ClusterDomain, `\`) {
 			errs = append(errs, fmt.Errorf("dns: cluster domain %q is no domain name", c.ClusterDomain))
 		}
 	}
