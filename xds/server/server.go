@@ -1,14 +1,37 @@
 package server
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"syscall"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
 	"github.com/sluice-mesh/sluice/mesh"
+	"github.com/sluice-mesh/sluice/xds/codec"
+	"github.com/sluice-mesh/sluice/xds/nametree"
+	"github.com/sluice-mesh/sluice/xds/peercred"
 )
+
+// FeatureCollections is the client feature by which a client says that it
+// understands the end marks of prefix subscriptions.
+const FeatureCollections = "sluice.dev/collections"
+
+// RoleAgent is the role that is never sent certificates.
+const RoleAgent = "agent"
+
+// maxRequestBytes bounds a request. The greatest is the first after a reconnect,
+// which names the versions of all that the client holds.
+const maxRequestBytes = 64 << 20
 
 // Config of a Server. Logger and Registerer are required.
 type Config struct {
@@ -46,24 +69,199 @@ type Client struct {
 }
 
 // Server serves delta ADS. Its methods may be called concurrently.
-type Server struct{ cfg Config }
+type Server struct {
+	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
+
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+
+	publishing sync.Mutex // held for one Publish at a time; taken before mu
+
+	mu        sync.Mutex // guards what follows and all state of streams
+	published bool       // the first Publish has been
+	types     map[mesh.Kind]*resourceType
+	streams   map[*stream]struct{}
+	nonces    uint64
+}
+
+// resourceType is the resources of a kind and who watches them.
+type resourceType struct {
+	kind      mesh.Kind
+	url       string
+	resources nametree.Tree[*discoveryv3.Resource] // shared by all streams, immutable
+	byName    map[string]watchers
+	byPrefix  map[string]watchers
+}
+
+type watchers map[*subscriptions]struct{}
 
 // New returns a server that holds nothing.
 func New(cfg Config) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg}, nil
+	m, err := newMetrics(cfg.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("xds server: %w", err)
+	}
+	s := &Server{
+		cfg:     cfg,
+		log:     cfg.Logger.With("component", "xds-server"),
+		metrics: m,
+		types:   map[mesh.Kind]*resourceType{},
+		streams: map[*stream]struct{}{},
+	}
+	for _, kind := range mesh.Kinds {
+		s.types[kind] = &resourceType{
+			kind:     kind,
+			url:      codec.TypeURL(kind),
+			byName:   map[string]watchers{},
+			byPrefix: map[string]watchers{},
+		}
+	}
+	return s, nil
 }
 
-// Register adds the service to a gRPC server, which must use PeerCredentials or
-// Secrets are sent to nobody.
-func (s *Server) Register(r grpc.ServiceRegistrar) {}
+// Listen makes the unix socket at path, in place of one that nobody listens on
+// any more. Only root and the members of group may connect; group -1 leaves the
+// group as it is.
+func Listen(path string, group int) (net.Listener, error) {
+	l, err := net.Listen("unix", path)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		if conn, dialErr := net.Dial("unix", path); dialErr == nil {
+			return nil, errors.Join(fmt.Errorf("listen on %s: another process serves there", path), conn.Close())
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+		l, err = net.Listen("unix", path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(os.Lchown(path, -1, group), os.Chmod(path, 0o660)); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// Serve accepts connections of a unix socket until ctx ends, then closes it with
+// all connections and returns nil.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	g := grpc.NewServer(grpc.Creds(peercred.Credentials(nil)), grpc.MaxRecvMsgSize(maxRequestBytes))
+	s.Register(g)
+	stop := context.AfterFunc(ctx, g.Stop)
+	defer stop()
+	if err := g.Serve(l); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("serve xds on %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// Register adds the service to a gRPC server, for callers that do without Serve.
+// Certificates are sent only over peercred's credentials.
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(r, s)
+}
 
 // Publish changes what is served. A resource that cannot be encoded keeps its
 // last version; the error joins one *codec.Error for each of them and all others
 // are served. It costs O(the delta), encodes each resource once and waits for no
 // client.
 //
-// The first call must carry the whole state: no stream is answered before it.
-func (s *Server) Publish(d mesh.Delta) error { return errors.New("xds server: not there yet") }
+// The first call must carry the whole state, even if that is nothing: no stream
+// is answered before it, so that no client takes a server that is starting for a
+// mesh that is empty.
+func (s *Server) Publish(d mesh.Delta) error {
+	s.publishing.Lock()
+	defer s.publishing.Unlock()
+	var errs []error
+	encoded := make([]*discoveryv3.Resource, len(d.Upserts))
+	for i, r := range d.Upserts {
+		var err error
+		if encoded[i], err = encode(r); err != nil {
+			s.metrics.unencodable.Inc()
+			errs = append(errs, err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, r := range d.Upserts {
+		if encoded[i] != nil {
+			s.types[r.Kind()].put(encoded[i])
+		}
+	}
+	for _, ref := range d.Removes {
+		if t := s.types[ref.Kind]; t != nil {
+			t.remove(ref.Key)
+		}
+	}
+	for kind, t := range s.types {
+		s.metrics.resources.WithLabelValues(string(kind)).Set(float64(t.resources.Len()))
+	}
+	if !s.published {
+		s.published = true
+		for st := range s.streams {
+			st.wakeUp()
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// encode returns the resource as all streams send it. Its version is a hash of
+// its content, so that it is the same before and after a restart of the server.
+func encode(r mesh.Resource) (*discoveryv3.Resource, error) {
+	packed, err := codec.Encode(r)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(packed.Value)
+	return &discoveryv3.Resource{
+		Name:     r.Key(),
+		Version:  base64.RawURLEncoding.EncodeToString(sum[:12]),
+		Resource: packed,
+	}, nil
+}
+
+func (t *resourceType) put(r *discoveryv3.Resource) {
+	if old, ok := t.resources.Get(r.Name); ok && old.Version == r.Version {
+		return
+	}
+	t.resources.Set(r.Name, r)
+	t.notify(r.Name)
+}
+
+func (t *resourceType) remove(name string) {
+	if _, ok := t.resources.Get(name); !ok {
+		return
+	}
+	t.resources.Delete(name)
+	t.notify(name)
+}
+
+// notify marks a name as changed for all that watch it.
+func (t *resourceType) notify(name string) {
+	for w := range t.byName[name] {
+		w.changed(name)
+	}
+	for prefix := range nametree.Prefixes(name) {
+		for w := range t.byPrefix[prefix] {
+			w.changed(name)
+		}
+	}
+}
+
+func watch(m map[string]watchers, key string, w *subscriptions) {
+	if m[key] == nil {
+		m[key] = watchers{}
+	}
+	m[key][w] = struct{}{}
+}
+
+func unwatch(m map[string]watchers, key string, w *subscriptions) {
+	delete(m[key], w)
+	if len(m[key]) == 0 {
+		delete(m, key)
+	}
+}
