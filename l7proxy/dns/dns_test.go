@@ -103,6 +103,12 @@ var client0 = name("jobs/batch")
 // serve runs a server with one workload's sockets on loopback.
 func serve(t *testing.T, upstreams ...netip.AddrPort) *harness {
 	t.Helper()
+	return serveWith(t, func(*Server) {}, upstreams...)
+}
+
+// serveWith is serve with a change before anything runs.
+func serveWith(t *testing.T, change func(*Server), upstreams ...netip.AddrPort) *harness {
+	t.Helper()
 	h := &harness{store: store.New(), reg: prometheus.NewRegistry()}
 	h.store.Commit(cluster())
 	s, err := New(Config{
@@ -116,6 +122,7 @@ func serve(t *testing.T, upstreams ...netip.AddrPort) *harness {
 	if err != nil {
 		t.Fatal(err)
 	}
+	change(s)
 	h.Server = s
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -583,8 +590,7 @@ func TestUpstreamFailures(t *testing.T) {
 	if f := h.takeFlows(); len(f) != 1 || f[0].Verdict != flow.VerdictError || f[0].Reason != flow.ReasonConnectFailed || f[0].Destination.AddrPort != closed {
 		t.Errorf("flow %+v", f)
 	}
-	h = serve(t, silent, forging)
-	h.forward.tryTimeout = 200 * time.Millisecond
+	h = serveWith(t, func(s *Server) { s.forward.tryTimeout = 200 * time.Millisecond }, silent, forging)
 	if r := h.query(t, "udp", "www.example.com.", dns.TypeA, nil); r.Rcode != dns.RcodeServerFailure {
 		t.Errorf("silent and forging upstreams: %v", r)
 	}
