@@ -265,18 +265,17 @@ func (p *Proxy) Sockets() []Socket {
 // is left then is closed by the end of Run.
 func (p *Proxy) Drain(ctx context.Context) error {
 	p.draining.Store(true)
+	var waits []chan struct{}
 	for _, w := range p.workers {
 		done := make(chan struct{})
-		if !w.loop.Post(func() { w.drain(done) }) {
-			continue
+		if w.loop.Post(func() { w.drain(done) }) {
+			waits = append(waits, done)
 		}
+	}
+	for _, done := range waits {
 		select {
 		case <-done:
 		case <-ctx.Done():
-			// The others have been told too, or are told now.
-			for _, w := range p.workers {
-				w.loop.Post(func() { w.drain(make(chan struct{})) })
-			}
 			return ctx.Err()
 		}
 	}
