@@ -38,6 +38,23 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// withDefaults names nothing where no function was given.
+func (cfg Config) withDefaults() Config {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Workload == nil {
+		cfg.Workload = func(mesh.WorkloadIndex) *mesh.Workload { return nil }
+	}
+	if cfg.Address == nil {
+		cfg.Address = func(netip.Addr) *mesh.Workload { return nil }
+	}
+	if cfg.Service == nil {
+		cfg.Service = func(mesh.Frontend) mesh.Name { return mesh.Name{} }
+	}
+	return cfg
+}
+
 // Reader turns kernel events into flows.
 type Reader struct {
 	cfg  Config
@@ -57,18 +74,7 @@ func New(cfg Config) (*Reader, error) {
 	if cfg.Datapath == nil || cfg.Sink == nil {
 		return nil, errors.New("events: no datapath or no sink")
 	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Workload == nil {
-		cfg.Workload = func(mesh.WorkloadIndex) *mesh.Workload { return nil }
-	}
-	if cfg.Address == nil {
-		cfg.Address = func(netip.Addr) *mesh.Workload { return nil }
-	}
-	if cfg.Service == nil {
-		cfg.Service = func(mesh.Frontend) mesh.Name { return mesh.Name{} }
-	}
+	cfg = cfg.withDefaults()
 	maps := cfg.Datapath.Maps()
 	ring, err := ringbuf.NewReader(maps.Events)
 	if err != nil {

@@ -341,3 +341,41 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// TemporaryNetns calls f with a namespace and returns what ends the namespace, after which
+// its links are dead.
+func (n *Node) TemporaryNetns(t testing.TB, f func(fd int)) (end func()) {
+	t.Helper()
+	fds, done, ended := make(chan int), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			t.Error(err)
+			close(fds)
+			return
+		}
+		fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Error(err)
+			close(fds)
+			return
+		}
+		fds <- fd
+		<-done
+		unix.Close(fd)
+		// Back to a namespace that stays; the kernel ends the other one in its own time.
+		if err := unix.Setns(n.Netns.FD, unix.CLONE_NEWNET); err != nil {
+			t.Error(err)
+		}
+	}()
+	fd, ok := <-fds
+	if !ok {
+		t.FailNow()
+	}
+	f(fd)
+	return func() {
+		close(done)
+		<-ended
+	}
+}
