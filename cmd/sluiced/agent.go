@@ -159,7 +159,7 @@ func runAgent(ctx context.Context, s *settings) error {
 	}
 	defer a.registry.Close()
 	a.gateways, err = gatewayaddr.New(gatewayaddr.Config{
-		StateDir: filepath.Join(s.RunDir, "gateways"), Hooks: gatewayHooks{a}, Logger: component("gatewayaddr"),
+		StateFile: filepath.Join(s.RunDir, "gateways.json"), Hooks: gatewayHooks{a}, Logger: component("gatewayaddr"),
 	})
 	if err != nil {
 		return err
