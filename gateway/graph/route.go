@@ -185,7 +185,7 @@ func (r *Route) attachToGateway(objects Objects, p *Parent, g *Gateway, hostname
 	case !matching:
 		p.refuse(r, gatewayv1.RouteReasonNoMatchingParent, "Gateway %s has no listener with that sectionName and port", g.Name)
 	case !allowed:
-		p.refuse(r, gatewayv1.RouteReasonNotAllowedByListeners, "allowedRoutes of Gateway %s does not allow an %s of namespace %s", g.Name, r.Key.Kind, r.Key.Namespace)
+		p.refuse(r, gatewayv1.RouteReasonNotAllowedByListeners, "allowedRoutes of Gateway %s does not allow %ss of namespace %s", g.Name, r.Key.Kind, r.Key.Namespace)
 	case len(p.Attachments) == 0:
 		p.refuse(r, gatewayv1.RouteReasonNoMatchingListenerHostname, "No hostname of the route matches one of Gateway %s", g.Name)
 	}
@@ -330,7 +330,7 @@ func (r *Route) resolveBackend(objects Objects, ref *gatewayv1.BackendRef, grant
 	}
 	if grants && !permitted(objects, r.Key.Kind, r.Key.Namespace, kube.KindService, name) {
 		return "", gatewayv1.RouteReasonRefNotPermitted,
-			fmt.Sprintf("no ReferenceGrant in namespace %s lets an %s of namespace %s use Service %s", name.Namespace, r.Key.Kind, r.Key.Namespace, name.Name)
+			fmt.Sprintf("no ReferenceGrant in namespace %s lets %ss of namespace %s use Service %s", name.Namespace, r.Key.Kind, r.Key.Namespace, name.Name)
 	}
 	svc, ok := objects.Get(kube.Key{Kind: kube.KindService, Namespace: name.Namespace, Name: name.Name}).(*corev1.Service)
 	if !ok {

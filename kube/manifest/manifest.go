@@ -336,12 +336,15 @@ func (p *parser) notOurs(key kube.Key, h header, prefix string) {
 func (p *parser) decode(key kube.Key, raw []byte, o kube.Object, prefix string) {
 	strict, err := kjson.UnmarshalStrict(raw, o)
 	if err != nil {
-		field, text := "", plain(err)
+		field, text, cure := "", plain(err), ""
 		var typ *json.UnmarshalTypeError
 		if errors.As(err, &typ) {
 			field, text = typ.Field, fmt.Sprintf("is a %s, and should be %s", typ.Value, wanted(typ.Type))
+			if typ.Type.Kind() == reflect.String && (typ.Value == "bool" || strings.HasPrefix(typ.Value, "number")) {
+				cure = `put it in quotes; YAML reads yes, no, on, off, y, n and numbers as something else`
+			}
 		}
-		p.problem(key, prefix+field, text, "")
+		p.problem(key, prefix+field, text, cure)
 		return
 	}
 	for _, err := range strict {

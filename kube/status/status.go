@@ -9,6 +9,7 @@ package status
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -68,7 +69,15 @@ func New(dir string) (*Writer, error) {
 		if err != nil {
 			return err
 		}
-		if e.IsDir() || filepath.Ext(path) != ".yaml" || filepath.Dir(path) == dir {
+		if e.IsDir() {
+			return nil
+		}
+		if strings.HasPrefix(e.Name(), ".") || filepath.Dir(path) == dir && e.Name() == filesName {
+			// Of an earlier run: a file that was being written, and problems that will be
+			// found again if they are still there.
+			return os.Remove(path)
+		}
+		if filepath.Ext(path) != ".yaml" || filepath.Dir(path) == dir {
 			return nil
 		}
 		if text, err := os.ReadFile(path); err == nil {
@@ -112,10 +121,20 @@ func parse(text []byte) (kube.Status, bool) {
 	return s, err == nil
 }
 
-// path returns the file of an object. Names are DNS names: none can leave the
-// directory.
+// filesName is the file with what is wrong in files of objects.
+const filesName = "files.yaml"
+
+// maxNameBytes leaves room in NAME_MAX (255) for what is put around a name, which
+// may itself have 253 bytes.
+const maxNameBytes = 200
+
+// path returns the file of an object.
 func (w *Writer) path(key kube.Key) string {
-	return filepath.Join(w.dir, string(key.Kind), key.Namespace, key.Name+".yaml")
+	name := key.Name
+	if len(name) > maxNameBytes {
+		name = fmt.Sprintf("%s-%x", name[:maxNameBytes], sha256.Sum256([]byte(name)))[:maxNameBytes+17]
+	}
+	return filepath.Join(w.dir, string(key.Kind), key.Namespace, name+".yaml")
 }
 
 // Write writes statuses that differ from what is on disk, and removes those of
@@ -326,7 +345,7 @@ type problemRecord struct {
 }
 
 func (w *Writer) rewriteFiles() error {
-	path := filepath.Join(w.dir, "files.yaml")
+	path := filepath.Join(w.dir, filesName)
 	if len(w.files) == 0 {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the problems of files: %w", err)
