@@ -35,7 +35,7 @@ func (l *flowLines) append(dst []byte, f *flow.Flow) []byte {
 		dst = appendHTTP(dst, f)
 	case f.DNS != nil:
 		dst = appendDNS(dst, f)
-	case f.Type == flow.TypeTCP:
+	case f.Type == flow.TypeTCP && f.BytesIn|f.BytesOut|uint64(f.Duration) != 0:
 		dst = fmt.Appendf(dst, " %s in %s out %s %s", f.Protocol, bytesWord(f.BytesIn), bytesWord(f.BytesOut), durationWord(f.Duration))
 	case f.Protocol != 0:
 		dst = fmt.Appendf(dst, " %s", f.Protocol)

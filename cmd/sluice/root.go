@@ -52,11 +52,12 @@ sockets that only root can reach.
   sluice run -n shop --name web -- python3 -m http.server 8080
   sluice observe --follow --namespace shop
   sluice route explain GET http://reviews.shop/reviews/7 --from shop/web`,
-		DisableFlagsInUseLine: true,
-		SilenceUsage:          true,
-		SilenceErrors:         true,
-		Args:                  cobra.ArbitraryArgs,
-		RunE:                  groupRun,
+		DisableFlagsInUseLine:      true,
+		SilenceUsage:               true,
+		SilenceErrors:              true,
+		Args:                       cobra.ArbitraryArgs,
+		RunE:                       groupRun,
+		SuggestionsMinimumDistance: suggestionDistance,
 	}
 	runDir := a.getenv(envRunDir)
 	if runDir == "" {
@@ -98,9 +99,14 @@ sockets that only root can reach.
 	return root
 }
 
+// suggestionDistance is how many letters (Levenshtein) a mistyped command may be
+// away from the one that is suggested.
+const suggestionDistance = 2
+
 // group returns a command that only holds others.
 func group(use, short, example string, children ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, DisableFlagsInUseLine: true, Short: short, Example: example, Args: cobra.ArbitraryArgs, RunE: groupRun}
+	c := &cobra.Command{Use: use, DisableFlagsInUseLine: true, Short: short, Example: example, Args: cobra.ArbitraryArgs, RunE: groupRun,
+		SuggestionsMinimumDistance: suggestionDistance}
 	c.AddCommand(children...)
 	return c
 }

@@ -111,7 +111,7 @@ func writeStatus(w io.Writer, colored bool, s nodeStatus, now time.Time) error {
 	features.header = []string{"KERNEL", "NEEDED", "THERE", "DETAIL"}
 	maps.header = []string{"MAP", "ENTRIES", "ROOM", "USED"}
 	losses.header = []string{"LOST EVENTS", "COUNT"}
-	counts := &table{header: []string{"COUNT", ""}}
+	counts := &table{header: []string{"OBJECTS", "COUNT"}}
 	streams := &table{header: []string{"CONFIGURATION", "RESOURCES", "TAKEN", "STATE"}}
 	var remarks []string
 	for _, p := range s.Processes {

@@ -85,7 +85,7 @@ func (t *table) write(w io.Writer, colored bool) error {
 
 // paint returns the text in a colour, if colours are wanted.
 func paint(text, color string, colored bool) string {
-	if !colored || color == plain {
+	if !colored || color == plain || text == "" {
 		return text
 	}
 	return "\x1b[" + color + "m" + text + "\x1b[0m"

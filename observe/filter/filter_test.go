@@ -58,6 +58,7 @@ func TestTerms(t *testing.T) {
 		{"from-port", []string{"41000"}, []string{"80"}},
 		{"to-port", []string{"80", "8080"}, []string{"41000"}},
 		{"service", []string{"reviews", "books/reviews", "books/", "rev*"}, []string{"shop/reviews", "reviews-v2"}},
+		{"to-service", []string{"reviews"}, []string{"shop/reviews"}},
 		{"verdict", []string{"error", "ERROR"}, []string{"forwarded", "dropped"}},
 		{"reason", []string{"upstream-reset"}, []string{"no-endpoint"}},
 		{"type", []string{"http"}, []string{"tcp", "lost"}},

@@ -41,6 +41,7 @@ var flags = slices.Concat(
 	sided("port", "PORT[-PORT]", "port, as dialled or as reached", "", port),
 	[]Flag{
 		{Name: "service", Value: "[NAMESPACE/]NAME", Usage: "service or gateway that was dialled; * stands for any characters", Names: "service", compile: service},
+		{Name: "to-service", Value: "[NAMESPACE/]NAME", Usage: "the same as --service: only a destination is a service", Names: "service", compile: service},
 		{Name: "verdict", Value: "WORD", Usage: "verdict: " + strings.Join(words(flow.Verdicts()), ", "), Words: words(flow.Verdicts()), compile: verdict},
 		{Name: "reason", Value: "WORD", Usage: "reason of a drop or an error, such as no-endpoint", Words: words(flow.Reasons()), compile: reason},
 		{Name: "type", Value: "WORD", Usage: "type of flow: " + strings.Join(words(flow.Types()), ", "), Words: words(flow.Types()), compile: flowType, lost: true},
