@@ -42,7 +42,7 @@ type worker struct {
 
 	listeners map[*socket]*loop.Listener
 	conns     []*downConn
-	drained   chan struct{} // non-nil while draining; closed when conns is empty
+	drained   []chan struct{} // closed when conns is empty
 
 	waiters  []waiter
 	spareW   []waiter
@@ -196,7 +196,7 @@ func (w *worker) drain(done chan struct{}) {
 	for s := range w.listeners {
 		w.unlisten(s)
 	}
-	w.drained = done
+	w.drained = append(w.drained, done)
 	conns := append([]*downConn(nil), w.conns...)
 	for _, d := range conns {
 		if d.mode != modeClosed {
@@ -207,10 +207,13 @@ func (w *worker) drain(done chan struct{}) {
 }
 
 func (w *worker) checkDrained() {
-	if w.drained != nil && len(w.conns) == 0 {
-		close(w.drained)
-		w.drained = nil
+	if len(w.conns) > 0 {
+		return
 	}
+	for _, done := range w.drained {
+		close(done)
+	}
+	w.drained = nil
 }
 
 // cluster returns a cluster as the store has it now, or nil and the kind of what
