@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -147,6 +148,10 @@ func containerPort(v string) (workload.ContainerPort, error) {
 }
 
 func (a *app) runWorkload(cmd *cobra.Command, f runFlags, spec workload.Spec, command []string) error {
+	runDir, err := filepath.Abs(a.runDir)
+	if err != nil {
+		return fmt.Errorf("find the run directory: %w", err)
+	}
 	o := launch.Options{
 		Socket:  admin.SocketPath(a.runDir, admin.ProcessAgent),
 		Spec:    spec,
@@ -154,7 +159,7 @@ func (a *app) runWorkload(cmd *cobra.Command, f runFlags, spec workload.Spec, co
 		CapAdd:  f.capabilities,
 		Command: command,
 		Dir:     f.dir,
-		Hide:    append([]string{a.runDir}, f.hide...),
+		Hide:    append([]string{runDir}, f.hide...),
 		Stdin:   a.stdin,
 		Logger:  slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
@@ -171,7 +176,7 @@ func (a *app) runWorkload(cmd *cobra.Command, f runFlags, spec workload.Spec, co
 	// The agent is asked first, so that a node that does not run is told in the same
 	// words as by every other command.
 	c := a.client()
-	_, err := c.Status(cmd.Context(), admin.ProcessAgent)
+	_, err = c.Status(cmd.Context(), admin.ProcessAgent)
 	c.Close()
 	if err != nil {
 		return err

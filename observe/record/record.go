@@ -25,22 +25,23 @@ import (
 )
 
 // The limits of what a record holds, in bytes unless named otherwise. What comes
-// from Kubernetes has Kubernetes' own limit (RFC 1123 names, label syntax); what
-// comes from clients has one with which a person can still read it.
+// from Kubernetes has Kubernetes' own limit (RFC 1123 names, label syntax). What
+// strangers choose has one with which a ring full of the longest stays below 80 MB
+// (ring.DefaultSize times about 2.3 KB).
 const (
 	maxName       = 253
 	maxLabels     = 32 // labels of one peer
 	maxLabelKey   = 317
 	maxLabelValue = 63
-	maxDetail     = 1024
-	maxMethod     = 64
-	maxAuthority  = 512
-	maxPath       = 4096
+	maxDetail     = 256
+	maxMethod     = 32
+	maxAuthority  = 261 // a DNS name and a port
+	maxPath       = 1024
 	maxWord       = 32 // protocol, gRPC status, DNS type and code, source of a loss
 	maxRoute      = 2*maxName + 32
 	maxQuery      = 255 // RFC 1035 §3.1
-	maxAnswers    = 32  // answers of one query
-	maxAnswer     = 256
+	maxAnswers    = 16  // answers of one query
+	maxAnswer     = 128
 	maxStatus     = 999
 )
 
@@ -87,7 +88,10 @@ func Append(dst []byte, f *flow.Flow) []byte {
 		dst = binary.LittleEndian.AppendUint64(dst, uint64(f.Time.UnixNano()))
 	}
 	dst = appendOptional(dst, &bits, hasNode, f.Node, maxName)
-	dst = appendOptional(dst, &bits, hasDetail, f.Detail, maxDetail)
+	if f.Detail != "" {
+		bits |= hasDetail
+		dst = appendCut(dst, f.Detail, maxDetail)
+	}
 	dst = appendPeer(dst, &bits, hasSourceAddress, &f.Source)
 	dst = appendPeer(dst, &bits, hasDestinationAddress, &f.Destination)
 	dst = appendAddress(dst, &bits, hasOriginal, f.Original)
@@ -100,8 +104,8 @@ func Append(dst []byte, f *flow.Flow) []byte {
 	if h := f.HTTP; h != nil {
 		bits |= hasHTTP
 		dst = appendText(dst, h.Method, maxMethod)
-		dst = appendText(dst, h.Authority, maxAuthority)
-		dst = appendText(dst, h.Path, maxPath)
+		dst = appendCut(dst, h.Authority, maxAuthority)
+		dst = appendCut(dst, h.Path, maxPath)
 		dst = appendText(dst, h.Proto, maxWord)
 		dst = appendBounded(dst, h.Status, maxStatus)
 		dst = appendText(dst, h.GRPC, maxWord)
@@ -117,7 +121,7 @@ func Append(dst []byte, f *flow.Flow) []byte {
 		n := min(len(d.Answer), maxAnswers)
 		dst = binary.AppendUvarint(dst, uint64(n))
 		for _, a := range d.Answer[:n] {
-			dst = appendText(dst, a, maxAnswer)
+			dst = appendCut(dst, a, maxAnswer)
 		}
 	}
 	dst = appendNumber(dst, &bits, hasLost, f.Lost)
@@ -131,6 +135,19 @@ func appendText(dst []byte, s string, limit int) []byte {
 	s = s[:min(len(s), limit)]
 	dst = binary.AppendUvarint(dst, uint64(len(s)))
 	return append(dst, s...)
+}
+
+// ellipsis ends a text that was cut, so that a person sees it.
+const ellipsis = "…"
+
+// appendCut is appendText for what strangers choose the length of.
+func appendCut(dst []byte, s string, limit int) []byte {
+	if len(s) <= limit {
+		return appendText(dst, s, limit)
+	}
+	dst = binary.AppendUvarint(dst, uint64(limit))
+	dst = append(dst, s[:limit-len(ellipsis)]...)
+	return append(dst, ellipsis...)
 }
 
 func appendOptional(dst []byte, bits *uint32, bit uint32, s string, limit int) []byte {

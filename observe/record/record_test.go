@@ -156,8 +156,11 @@ func TestLimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got.HTTP.Path) != 4096 || got.HTTP.Status != 999 || got.HTTP.Rule != 65535 || got.HTTP.Tries != 0 || got.Duration != 0 ||
-		len(got.Source.Labels) != 32 || len(got.DNS.Answer) != 32 || got.Source.AddrPort.Addr().Zone() != "" {
+	if want := strings.Repeat("x", 1021) + "…"; got.HTTP.Path != want {
+		t.Errorf("a long path became %q", got.HTTP.Path)
+	}
+	if got.HTTP.Status != 999 || got.HTTP.Rule != 65535 || got.HTTP.Tries != 0 || got.Duration != 0 ||
+		len(got.Source.Labels) != 32 || len(got.DNS.Answer) != 16 || got.Source.AddrPort.Addr().Zone() != "" {
 		t.Errorf("got %+v", got)
 	}
 	if _, kept := got.Source.Labels["00"+long[:315]]; !kept {
