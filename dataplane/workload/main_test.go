@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -147,4 +149,30 @@ func (b *bed) pieces(t testing.TB) []string {
 		}
 	}
 	return append(out, b.network(t)...)
+}
+
+var quiet = slog.New(slog.DiscardHandler)
+
+// sleeper is a process in a cgroup that does nothing.
+type sleeper struct{ cmd *exec.Cmd }
+
+func sleepIn(t testing.TB, cgroup string) *sleeper {
+	t.Helper()
+	dir, err := os.Open(cgroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = dir.Close() }()
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	return &sleeper{cmd}
+}
+
+func (s *sleeper) wait() string {
+	_ = s.cmd.Wait()
+	return s.cmd.ProcessState.String()
 }
