@@ -28,8 +28,9 @@ const (
 	// maxResponseRemovals does the same for names that are gone.
 	maxResponseRemovals = 1 << 14
 	// maxSubscriptions is the number of names and patterns that one type of one stream
-	// may subscribe to: more than a node can use, and not for ever.
-	maxSubscriptions = 1 << 20
+	// may subscribe to: more than a node can use; patterns cost the same whatever they
+	// cover.
+	maxSubscriptions = 1 << 17
 )
 
 // sendOrder is the order in which what is new goes to a client: what is referred
@@ -247,14 +248,14 @@ func (st *stream) open(kind mesh.Kind, request *discoveryv3.DeltaDiscoveryReques
 
 // update changes the subscriptions.
 func (s *subscriptions) update(request *discoveryv3.DeltaDiscoveryRequest) error {
+	if n := len(s.names) + len(s.prefixes) + len(request.GetResourceNamesSubscribe()); n > maxSubscriptions {
+		return grpcstatus.Errorf(codes.ResourceExhausted, "%d subscriptions to %s, above %d", n, s.typ.kind, maxSubscriptions)
+	}
 	for _, name := range request.GetResourceNamesSubscribe() {
 		s.subscribe(name, request.GetInitialResourceVersions())
 	}
 	for _, name := range request.GetResourceNamesUnsubscribe() {
 		s.unsubscribe(name)
-	}
-	if n := len(s.names) + len(s.prefixes); n > maxSubscriptions {
-		return grpcstatus.Errorf(codes.ResourceExhausted, "%d subscriptions to %s, above %d", n, s.typ.kind, maxSubscriptions)
 	}
 	for name := range request.GetInitialResourceVersions() {
 		if !s.covers(name) {
