@@ -427,7 +427,10 @@ func (x *exchange) Dialed(c upstream.Conn, err error) {
 // attach sends what there is of the request. reused says that the connection may
 // have died in the pool unnoticed.
 func (x *exchange) attach(c upstream.Conn, reused bool) {
-	x.recording = x.rule.Retry != nil && x.rule.Retry.Attempts > 0 || reused && idempotent(x.method)
+	_, multiplexed := c.(*h2up)
+	// An HTTP/2 endpoint says of a request whether it may be repeated, whatever its
+	// method (RFC 9113 §8.7).
+	x.recording = x.rule.Retry != nil && x.rule.Retry.Attempts > 0 || multiplexed || reused && idempotent(x.method)
 	x.bodySent = false
 	var err error
 	switch c := c.(type) {
@@ -494,7 +497,9 @@ func (x *exchange) requestData(p []byte) {
 			x.recording = false
 			x.dropBody()
 		} else {
+			had := cap(x.body)
 			x.body = append(x.w.loop.Buffers.Grow(x.body, len(p)), p...)
+			x.d.extra += cap(x.body) - had
 		}
 	}
 	if x.up != nil {
@@ -831,6 +836,7 @@ func grpcCode(reason flow.Reason) []byte {
 
 func (x *exchange) dropBody() {
 	if x.body != nil {
+		x.d.extra -= cap(x.body)
 		x.w.loop.Buffers.Put(x.body)
 		x.body = nil
 	}

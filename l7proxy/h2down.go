@@ -49,6 +49,7 @@ type h2downStream struct {
 
 // sendQueue is what a stream's window has no room for yet.
 type sendQueue struct {
+	wire     *wire // whose memory it counts as
 	out      []byte
 	outAt    int
 	ending   bool // an end follows out
@@ -237,16 +238,25 @@ func (s *h2downStream) data(p []byte) {
 }
 
 func (q *sendQueue) enqueue(w *worker, p []byte) {
-	if q.outAt > 0 && q.outAt == len(q.out) {
-		q.out, q.outAt = q.out[:0], 0
+	had := cap(q.out)
+	if q.outAt > 0 {
+		q.out = append(q.out[:0], q.out[q.outAt:]...)
+		q.outAt = 0
 	}
 	q.out = append(w.loop.Buffers.Grow(q.out, len(p)), p...)
+	q.wire.extra += cap(q.out) - had
+}
+
+func (q *sendQueue) drop(w *worker) {
+	if q.out != nil {
+		q.wire.extra -= cap(q.out)
+		w.loop.Buffers.Put(q.out)
+		q.out, q.outAt = nil, 0
+	}
 }
 
 func (q *sendQueue) reset(w *worker) {
-	if q.out != nil {
-		w.loop.Buffers.Put(q.out)
-	}
+	q.drop(w)
 	clear(q.trailers)
 	*q = sendQueue{trailers: q.trailers[:0]}
 }
@@ -271,8 +281,7 @@ func (q *sendQueue) write(w *worker, c *http2.Conn, id uint32) (done bool, err e
 		if q.outAt < len(q.out) {
 			return false, nil
 		}
-		w.loop.Buffers.Put(q.out)
-		q.out, q.outAt = nil, 0
+		q.drop(w)
 		if end {
 			return true, nil
 		}

@@ -76,6 +76,7 @@ func (u *h2up) open(x *exchange, reused bool) (*h2upStream, error) {
 	s := u.w.takeH2up()
 	s.u, s.id, s.x, s.down, s.reused = u, id, x, x.down, reused
 	s.asked = x.head.End
+	s.wire = &u.wire
 	u.streams[id] = s
 	u.w.loop.StopTimer(&u.timer)
 	u.push()

@@ -128,10 +128,18 @@ func New(cfg Config) (*Proxy, error) {
 		}
 		p.workers = append(p.workers, w)
 	}
-	cfg.Store.Subscribe(func(mesh.Delta) {
+	cfg.Store.Subscribe(func(d mesh.Delta) {
 		p.generation.Add(1)
 		for _, w := range p.workers {
 			w.committed()
+		}
+		for _, ref := range d.Removes {
+			if ref.Kind != mesh.KindCluster && ref.Kind != mesh.KindClusterEndpoints {
+				continue
+			}
+			for _, w := range p.workers {
+				w.loop.Post(func() { w.set.Remove(ref.Key) })
+			}
 		}
 	})
 	return p, nil

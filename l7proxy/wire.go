@@ -38,6 +38,7 @@ type wire struct {
 	inAt  int    // where they begin in in
 	out   []byte // unsent bytes, nil if none
 	outAt int
+	extra int // memory of exchanges and streams on this connection
 	held  int // booked in budget
 	limit int // size of the next read
 	ended bool
@@ -282,7 +283,7 @@ func (x *wire) pending() int {
 func (x *wire) full() bool { return x.pending() >= highWater }
 
 // buffered is how much memory is held between events.
-func (x *wire) buffered() int { return cap(x.in) + cap(x.out) }
+func (x *wire) buffered() int { return cap(x.in) + cap(x.out) + x.extra }
 
 // settle books what the handler leaves behind. It fails when that is too much.
 func (x *wire) settle() error {

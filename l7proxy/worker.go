@@ -389,6 +389,7 @@ func (w *worker) takeH2down(h *h2down, id uint32) *h2downStream {
 		s.x.prepare(w)
 	}
 	s.h, s.id = h, id
+	s.wire = &h.d.wire
 	s.unconsumed, s.received, s.sent = 0, false, false
 	return s
 }
