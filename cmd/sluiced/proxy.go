@@ -91,6 +91,11 @@ func runProxy(ctx context.Context, s *settings) error {
 		Setpgid:    true,
 		Credential: &syscall.Credential{Uid: uint32(s.ProxyUser), Gid: uint32(s.ProxyUser), Groups: []uint32{}},
 	}
+	// No execve may ever give the worker more than it has. It inherits this from the
+	// thread that starts it.
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", err)
+	}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the worker: %w", err)
 	}

@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -77,9 +76,8 @@ func runWorker(ctx context.Context, s *settings) error {
 	if os.Geteuid() == 0 {
 		return fmt.Errorf("%w: the worker is started by sluiced proxy, without privileges", errUsage)
 	}
-	// No execve may ever give a thread of this process more than it has.
-	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); errno != 0 {
-		return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", errno)
+	if nnp, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); err != nil || nnp != 1 {
+		return fmt.Errorf("%w: the worker must not be able to gain privileges (no_new_privs: %d, %w)", errUsage, nnp, err)
 	}
 	logger, levels, err := s.logger("proxy")
 	if err != nil {
