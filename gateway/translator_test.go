@@ -106,6 +106,9 @@ spec:
 			route(kind, "shop", name, "2020-01-01T00:00:00Z", toWeb, `["*.example"]`, backend),
 			route(kind, "shop", name, "", `[{name: web}, {name: second}]`, "[]", "[{backendRefs: [{name: books, namespace: catalog, port: 80}]}]"),
 			route(kind, "shop", name, "2021-01-01T00:00:00Z", toService, "[]", backend),
+			route(kind, "shop", name, "2021-01-01T00:00:00Z", toService, "[]", "[{backendRefs: [{name: reviews, namespace: shop, port: 81}]}]"),
+			route(kind, "shop", name, "2021-01-01T00:00:00Z", toWeb, "[c.example, a.example]", backend),
+			route(kind, "shop", name, "2021-01-01T00:00:00Z", toWeb, "[c.example]", backend),
 			route(kind, "shop", name, "", `[{group: "", kind: Service, name: reviews, port: 80}, {name: web, sectionName: https}]`, "[b.example, a.example]",
 				`[{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: x, port: 80}}}]}]`),
 		})
