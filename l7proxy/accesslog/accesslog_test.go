@@ -180,7 +180,7 @@ func TestDoesNotAllocate(t *testing.T) {
 }
 
 func FuzzAppend(f *testing.F) {
-	f.Add("GET", "a\r\n{\"x\":1}", "\x00\xff\u2028\U0001f600\x9b", uint16(404), int64(1), uint64(2), []byte{1, 2, 3, 4})
+	f.Add("GET\x7f", "a\r\n{\"x\":1}", "\x00\xff\u2028\U0001f600\x9b", uint16(404), int64(1), uint64(2), []byte{1, 2, 3, 4})
 	f.Add("\"", "\\", strings.Repeat("x", 5000), uint16(0), int64(-1), uint64(1<<63), []byte{})
 	f.Fuzz(func(t *testing.T, method, path, other string, code uint16, n int64, u uint64, ip []byte) {
 		rec := &flow.Flow{

@@ -237,7 +237,7 @@ func (z *zone) step(q dns.Question) answer {
 }
 
 // pod answers for a-b-c-d.<ns>.pod.<zone>, which names an address whether or not a
-// pod has it (specification §2.6).
+// pod has it (version 1.0 of the specification, §2.6; 1.1 leaves it out).
 func (z *zone) pod(q dns.Question, labels []string) answer {
 	if len(labels) == 0 {
 		return answer{}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -48,7 +49,7 @@ const tcp, udp = mesh.ProtocolTCP, mesh.ProtocolUDP
 func cluster() mesh.Delta {
 	return mesh.Delta{Upserts: []mesh.Resource{
 		&mesh.Service{Name: name("shop/web"), VIPs: addrs("10.96.0.10", "fd00::10"), Ports: []mesh.ServicePort{
-			port("http", 80, tcp), port("http", 80, udp), port("", 9999, tcp),
+			port("http", 80, tcp), port("http", 81, udp), port("", 9999, tcp),
 		}},
 		&mesh.Service{Name: name("shop/v4"), VIPs: addrs("10.96.0.11"), Ports: []mesh.ServicePort{port("", 80, tcp)}},
 		&mesh.Service{Name: name("shop/db"), Headless: true, Ports: []mesh.ServicePort{
@@ -235,7 +236,7 @@ func TestSpecification(t *testing.T) {
 		{"wEb.sHop.SVC.cluster.Local.", dns.TypeA, "NOERROR", "wEb.sHop.SVC.cluster.Local. A 10.96.0.10"},
 		{"v4.shop" + z, dns.TypeAAAA, "NOERROR", ""},
 		{"_http._tcp.web.shop" + z, dns.TypeSRV, "NOERROR", "_http._tcp.web.shop" + z + " SRV 0 100 80 web.shop" + z},
-		{"_http._udp.web.shop" + z, dns.TypeSRV, "NOERROR", "_http._udp.web.shop" + z + " SRV 0 100 80 web.shop" + z},
+		{"_http._udp.web.shop" + z, dns.TypeSRV, "NOERROR", "_http._udp.web.shop" + z + " SRV 0 100 81 web.shop" + z},
 		{"_HTTP._TCP.web.shop" + z, dns.TypeSRV, "NOERROR", "_HTTP._TCP.web.shop" + z + " SRV 0 100 80 web.shop" + z},
 		{"_http._tcp.web.shop" + z, dns.TypeA, "NOERROR", ""},
 		{"_tcp.web.shop" + z, dns.TypeSRV, "NOERROR", ""},
@@ -749,6 +750,21 @@ func TestRemove(t *testing.T) {
 	h.AddListener(l, 8, client0)
 	if r := h.query(t, "tcp", "web.shop.svc.cluster.local.", dns.TypeA, nil); len(r.Answer) != 1 {
 		t.Error(r)
+	}
+}
+
+func TestLongQuery(t *testing.T) {
+	h := serve(t)
+	c, err := net.Dial("tcp", h.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte{0xff, 0xff}); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("read %d bytes, %v; want the connection to end", n, err)
 	}
 }
 

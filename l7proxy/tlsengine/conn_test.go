@@ -643,6 +643,10 @@ func TestNoRenegotiation(t *testing.T) {
 	if err == nil || errors.Is(err, ErrDry) || errors.Is(err, io.EOF) {
 		t.Fatalf("a second handshake reads as %q, %v", text, err)
 	}
+	p.server.Feed(k.record12(23, []byte("more")))
+	if text, again := drain(p.server); text != "" || again != err {
+		t.Fatalf("after it the connection reads as %q, %v", text, again)
+	}
 	if len(p.server.Out()) == 0 {
 		t.Error("no alert for the peer")
 	}
