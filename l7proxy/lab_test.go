@@ -97,6 +97,34 @@ func (l *lab) stop() {
 		}
 	case <-time.After(patience):
 		l.t.Error("Run does not end")
+		return
+	}
+	l.wantClean()
+}
+
+// wantClean checks, after Run, that everything was given back.
+func (l *lab) wantClean() {
+	l.t.Helper()
+	for _, w := range l.proxy.workers {
+		if n := w.loop.Buffers.Lent(); n != 0 {
+			l.t.Errorf("loop %d: %d bytes of buffers are missing", w.id, n)
+		}
+		if len(w.conns) != 0 {
+			l.t.Errorf("loop %d: %d connections are left", w.id, len(w.conns))
+		}
+	}
+	for name, b := range l.proxy.budgets {
+		if b.connections.Load() != 0 || b.bytes.Load() != 0 {
+			l.t.Errorf("budget of %s: %d connections, %d bytes", name, b.connections.Load(), b.bytes.Load())
+		}
+	}
+	if n := l.proxy.upstreamBudget.bytes.Load(); n != 0 {
+		l.t.Errorf("budget of endpoints: %d bytes", n)
+	}
+	for _, name := range []string{"sluice_proxy_requests_active", "sluice_proxy_connections_active"} {
+		if n := l.metric(name); n != 0 {
+			l.t.Errorf("%s: %v", name, n)
+		}
 	}
 }
 
