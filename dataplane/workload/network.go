@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -117,6 +118,9 @@ func (n *node) prepare(allowHostSysctl bool) error {
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add node address %s to lo: %w", addr, err)
 		}
+		if err := takeNow(n.link, lo.Attrs().Index, addr); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -144,13 +148,19 @@ func (n *node) connect(s *Sandbox, pod *netns.Namespace) error {
 		return fmt.Errorf("add veth pair %s: %w", s.HostInterface, err)
 	}
 	s.HostIfindex = veth.Index
-	if err := connectPod(s, pod, hostMAC); err != nil {
+	inside, err := netlink.NewHandleAt(vnetns.NsHandle(pod.FD()), unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink in the workload's namespace: %w", err)
+	}
+	defer inside.Close()
+	eth0, err := connectPod(s, pod, inside, hostMAC)
+	if err != nil {
 		return err
 	}
 	// Without a link-local address there is neither duplicate detection nor router
-	// solicitation. Kernels without IPv6 have no such mode.
+	// solicitation.
 	if n.addrV6.IsValid() {
-		if err := n.link.LinkSetIP6AddrGenMode(veth, nl6AddrGenModeNone); err != nil {
+		if err := n.link.LinkSetIP6AddrGenMode(veth, addrGenModeNone); err != nil {
 			return fmt.Errorf("set address generation of %s: %w", s.HostInterface, err)
 		}
 	}
@@ -179,37 +189,59 @@ func (n *node) connect(s *Sandbox, pod *netns.Namespace) error {
 			return fmt.Errorf("add route to %s by %s: %w", addr, s.HostInterface, err)
 		}
 	}
-	return nil
+	return startQueue(inside, eth0)
 }
 
-// nl6AddrGenModeNone is IN6_ADDR_GEN_MODE_NONE (linux/if_link.h).
-const nl6AddrGenModeNone = 1
-
-func connectPod(s *Sandbox, pod *netns.Namespace, hostMAC net.HardwareAddr) error {
-	handle, err := netlink.NewHandleAt(vnetns.NsHandle(pod.FD()), unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("open netlink in the workload's namespace: %w", err)
-	}
-	defer handle.Close()
-	lo, err := handle.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("find lo: %w", err)
-	}
-	if err := handle.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("set lo up: %w", err)
-	}
-	eth0, err := handle.LinkByName(podInterface)
+// startQueue makes an interface send whose other end has come up after it. The kernel
+// would begin to on its own when it looks at changed carriers, up to a second later,
+// and drops all packets until then.
+func startQueue(handle *netlink.Handle, ifindex int) error {
+	// Since Linux 6.8 the question alone makes it look (rtnl_getlink).
+	link, err := handle.LinkByIndex(ifindex)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", podInterface, err)
 	}
+	if link.Attrs().OperState == netlink.OperUp {
+		return nil
+	}
+	return replaceQueue(handle, ifindex)
+}
+
+// replaceQueue puts the queueing discipline that veth has by default in its own
+// place, which starts it if there is a carrier (qdisc_graft).
+func replaceQueue(handle *netlink.Handle, ifindex int) error {
+	attrs := netlink.QdiscAttrs{LinkIndex: ifindex, Parent: netlink.HANDLE_ROOT}
+	if err := handle.QdiscReplace(&netlink.GenericQdisc{QdiscAttrs: attrs, QdiscType: "noqueue"}); err != nil {
+		return fmt.Errorf("start the queue of %s: %w", podInterface, err)
+	}
+	return nil
+}
+
+// addrGenModeNone is IN6_ADDR_GEN_MODE_NONE (linux/if_link.h).
+const addrGenModeNone = 1
+
+// connectPod sets up the inside of a namespace and returns the number of its
+// interface, which has no carrier until the other end is up.
+func connectPod(s *Sandbox, pod *netns.Namespace, handle *netlink.Handle, hostMAC net.HardwareAddr) (ifindex int, err error) {
+	lo, err := handle.LinkByName("lo")
+	if err != nil {
+		return 0, fmt.Errorf("find lo: %w", err)
+	}
+	if err := handle.LinkSetUp(lo); err != nil {
+		return 0, fmt.Errorf("set lo up: %w", err)
+	}
+	eth0, err := handle.LinkByName(podInterface)
+	if err != nil {
+		return 0, fmt.Errorf("find %s: %w", podInterface, err)
+	}
 	index := eth0.Attrs().Index
-	if slicesHas6(s.Addresses) {
-		if err := handle.LinkSetIP6AddrGenMode(eth0, nl6AddrGenModeNone); err != nil {
-			return fmt.Errorf("set address generation of %s: %w", podInterface, err)
+	if slices.ContainsFunc(s.Addresses, netip.Addr.Is6) {
+		if err := handle.LinkSetIP6AddrGenMode(eth0, addrGenModeNone); err != nil {
+			return 0, fmt.Errorf("set address generation of %s: %w", podInterface, err)
 		}
 	}
 	if err := handle.LinkSetUp(eth0); err != nil {
-		return fmt.Errorf("set %s up: %w", podInterface, err)
+		return 0, fmt.Errorf("set %s up: %w", podInterface, err)
 	}
 	for _, addr := range s.Addresses {
 		nextHop, all := nextHopV4, &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
@@ -217,20 +249,23 @@ func connectPod(s *Sandbox, pod *netns.Namespace, hostMAC net.HardwareAddr) erro
 			nextHop, all = nextHopV6, &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
 		}
 		if err := handle.AddrAdd(eth0, hostAddr(addr)); err != nil {
-			return fmt.Errorf("add address %s: %w", addr, err)
+			return 0, fmt.Errorf("add address %s: %w", addr, err)
+		}
+		if err := takeNow(handle, index, addr); err != nil {
+			return 0, err
 		}
 		if err := handle.NeighSet(permanent(index, nextHop, hostMAC)); err != nil {
-			return fmt.Errorf("add neighbour %s: %w", nextHop, err)
+			return 0, fmt.Errorf("add neighbour %s: %w", nextHop, err)
 		}
 		if err := handle.RouteAdd(&netlink.Route{
 			LinkIndex: index, Dst: all, Gw: nextHop.AsSlice(), Src: addr.AsSlice(), Flags: int(netlink.FLAG_ONLINK),
 		}); err != nil {
-			return fmt.Errorf("add default route by %s: %w", nextHop, err)
+			return 0, fmt.Errorf("add default route by %s: %w", nextHop, err)
 		}
 	}
 	// What container runtimes give a pod as well: ports below 1024 and ICMP echo
 	// without a capability. The namespace is the workload's own.
-	return pod.Do(func() error {
+	return index, pod.Do(func() error {
 		if err := writeSysctl("net/ipv4/ip_unprivileged_port_start", "0"); err != nil {
 			return err
 		}
@@ -238,13 +273,20 @@ func connectPod(s *Sandbox, pod *netns.Namespace, hostMAC net.HardwareAddr) erro
 	})
 }
 
-func slicesHas6(addrs []netip.Addr) bool {
-	for _, addr := range addrs {
-		if addr.Is6() {
-			return true
-		}
+// takeNow makes an interface take packets for its new address at once. The kernel
+// adds the local route of an IPv6 address from a work queue, whenever that comes to
+// it (addrconf_dad_work), and drops all packets until then. Its route is preferred
+// to this one by its metric.
+func takeNow(handle *netlink.Handle, ifindex int, addr netip.Addr) error {
+	if !addr.Is6() {
+		return nil
 	}
-	return false
+	if err := handle.RouteReplace(&netlink.Route{
+		LinkIndex: ifindex, Dst: hostNet(addr), Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL,
+	}); err != nil {
+		return fmt.Errorf("add local route to %s: %w", addr, err)
+	}
+	return nil
 }
 
 // disconnect deletes the node's end of a veth pair, and with it routes, neighbours

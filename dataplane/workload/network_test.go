@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	vnetns "github.com/vishvananda/netns"
@@ -335,4 +336,81 @@ func machineForwarding(t testing.TB, ns *netns.Namespace) string {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// TestFirstPacket: once Add has returned, no packet is lost in either direction,
+// although the kernel brings carriers and IPv6 addresses into effect in its own time.
+func TestFirstPacket(t *testing.T) {
+	b := newBed(t)
+	r := b.registry(t, nil)
+	for i := range 5 {
+		s := mustAdd(t, r, fmt.Sprintf("w%d", i))
+		for j, addr := range s.Addresses {
+			for _, way := range []struct {
+				from, to         netip.Addr
+				sender, receiver func(func() error)
+			}{
+				{r.NodeAddresses()[j], addr, func(f func() error) { b.inside(t, f) }, func(f func() error) { inside(t, s, f) }},
+				{addr, r.NodeAddresses()[j], func(f func() error) { inside(t, s, f) }, func(f func() error) { b.inside(t, f) }},
+			} {
+				var ear, mouth *net.UDPConn
+				way.receiver(func() (err error) {
+					ear, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(way.to, 0)))
+					return err
+				})
+				way.sender(func() (err error) {
+					mouth, err = net.DialUDP("udp", nil, ear.LocalAddr().(*net.UDPAddr))
+					return err
+				})
+				if _, err := io.WriteString(mouth, "first"); err != nil {
+					t.Fatal(err)
+				}
+				// Only a packet that is lost takes this long.
+				_ = ear.SetReadDeadline(time.Now().Add(10 * time.Second))
+				buf := make([]byte, 16)
+				if _, from, err := ear.ReadFromUDPAddrPort(buf); err != nil || from.Addr() != way.from {
+					t.Errorf("workload %d, %s to %s: came from %s, %v", i, way.from, way.to, from, err)
+				}
+				_ = ear.Close()
+				_ = mouth.Close()
+			}
+		}
+	}
+}
+
+func (b *bed) inside(t testing.TB, f func() error) {
+	t.Helper()
+	if err := b.netns.Do(f); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestReplaceQueue: what older kernels need to start an interface does no harm.
+func TestReplaceQueue(t *testing.T) {
+	b := newBed(t)
+	r := b.registry(t, nil)
+	s := mustAdd(t, r, "a")
+	inside(t, s, func() error {
+		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer handle.Close()
+		eth0, err := handle.LinkByName(podInterface)
+		if err != nil {
+			return err
+		}
+		if eth0.Attrs().OperState != netlink.OperUp {
+			t.Errorf("state is %s", eth0.Attrs().OperState)
+		}
+		return replaceQueue(handle, eth0.Attrs().Index)
+	})
+	l := listenTCP(t, s, s.Addresses[0])
+	var client net.Conn
+	b.inside(t, func() (err error) {
+		client, err = net.Dial("tcp", l.Addr().String())
+		return err
+	})
+	defer func() { _ = client.Close() }()
+	pass(t, client, accept(t, l), "hello")
 }
