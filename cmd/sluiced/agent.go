@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -74,7 +75,7 @@ type agent struct {
 	registry *workload.Registry
 	xds      *client.Client
 	flows    metrics.Sink
-	local    sync.Map // mesh.WorkloadIndex -> *mesh.Workload, of this node
+	names    localNames
 
 	// proxied is closed when a proxy has said what it holds, or has had its time.
 	proxied     chan struct{}
@@ -128,7 +129,7 @@ func runAgent(ctx context.Context, s *settings) error {
 		return err
 	}
 	reader, err := events.New(events.Config{
-		Datapath: a.datapath, Node: s.NodeName, Workload: a.localWorkload, Address: a.store.WorkloadByAddress,
+		Datapath: a.datapath, Node: s.NodeName, Workload: a.names.index, Address: a.workloadByAddress,
 		Service: a.frontendName, Sink: func(f *flow.Flow) { a.flows.Add(f) }, Logger: component("events"),
 	})
 	if err != nil {
@@ -152,14 +153,14 @@ func runAgent(ctx context.Context, s *settings) error {
 	a.registry, err = workload.New(workload.Config{
 		RunDir: s.RunDir, CgroupRoot: s.workloadsCgroup(), PoolV4: s.pool(true), PoolV6: s.pool(false),
 		Node: s.NodeName, AllowHostSysctl: s.AllowHostSysctl, DNS: s.dns(), ClusterDomain: s.ClusterDomain,
-		Hooks: workloadHooks{a}, Logger: component("workload"),
+		Hooks: workloadHooks{a}, Logger: logger,
 	})
 	if err != nil {
 		return err
 	}
 	defer a.registry.Close()
 	a.gateways, err = gatewayaddr.New(gatewayaddr.Config{
-		StateFile: filepath.Join(s.RunDir, "gateways.json"), Hooks: gatewayHooks{a}, Logger: component("gatewayaddr"),
+		StateFile: filepath.Join(s.RunDir, "gateways.json"), Hooks: gatewayHooks{a}, Logger: logger,
 	})
 	if err != nil {
 		return err
@@ -175,7 +176,7 @@ func runAgent(ctx context.Context, s *settings) error {
 	// The mesh.
 	a.xds, err = client.New(client.Config{
 		Target: s.xdsSocket(), Node: s.NodeName, Role: client.RoleAgent, StateDir: filepath.Join(s.State, "agent"),
-		Store: a.store, Logger: component("xds"), Registerer: a.reg,
+		Store: a.store, Logger: logger, Registerer: a.reg,
 		Initial: map[mesh.Kind][]string{
 			mesh.KindWorkload: {"*"}, mesh.KindService: {"*"}, mesh.KindListener: {"gateway/*"},
 		},
@@ -188,7 +189,7 @@ func runAgent(ctx context.Context, s *settings) error {
 
 	// What people and the proxy ask.
 	receiver, err := feed.NewReceiver(feed.ReceiverConfig{
-		Sink: a.flows, Node: s.NodeName, Workload: a.store.WorkloadByAddress, Logger: component("feed"), Registerer: a.reg,
+		Sink: a.flows, Node: s.NodeName, Workload: a.workloadByAddress, Logger: component("feed"), Registerer: a.reg,
 	})
 	if err != nil {
 		return err
@@ -235,11 +236,49 @@ func (a *agent) attachNode() error {
 	return a.steer.AttachNode(ns.FD())
 }
 
-// localWorkload returns a workload of this node by its number.
-func (a *agent) localWorkload(index mesh.WorkloadIndex) *mesh.Workload {
-	w, _ := a.local.Load(index)
-	m, _ := w.(*mesh.Workload)
-	return m
+// localNames are this node's own workloads, by number and by address. They are
+// known here before the control plane tells of them, and stay for a while after
+// their end, because what they did is read a little later.
+type localNames struct{ byIndex, byAddress sync.Map }
+
+// namesOutlive is how long a workload that is gone can be named.
+const namesOutlive = 10 * time.Second
+
+func (l *localNames) add(s *workload.Sandbox) {
+	w := s.Workload()
+	l.byIndex.Store(s.Index, w)
+	for _, a := range w.Addresses {
+		l.byAddress.Store(a, w)
+	}
+}
+
+func (l *localNames) remove(s *workload.Sandbox) {
+	kept, ok := l.byIndex.Load(s.Index)
+	if !ok {
+		return
+	}
+	time.AfterFunc(namesOutlive, func() {
+		l.byIndex.Delete(s.Index)
+		for _, a := range s.Addresses {
+			l.byAddress.CompareAndDelete(a, kept) // unless another has it by now
+		}
+	})
+}
+
+func (l *localNames) index(i mesh.WorkloadIndex) *mesh.Workload { return named(&l.byIndex, i) }
+
+func named(m *sync.Map, key any) *mesh.Workload {
+	v, _ := m.Load(key)
+	w, _ := v.(*mesh.Workload)
+	return w
+}
+
+// workloadByAddress names the owner of an address, this node's own first.
+func (a *agent) workloadByAddress(addr netip.Addr) *mesh.Workload {
+	if w := named(&a.names.byAddress, addr.Unmap()); w != nil {
+		return w
+	}
+	return a.store.WorkloadByAddress(addr)
 }
 
 func (a *agent) frontendName(f mesh.Frontend) mesh.Name {
@@ -298,7 +337,7 @@ func (h workloadHooks) OnAdd(_ context.Context, s *workload.Sandbox) error {
 	if err := h.steer.Enrol(w); err != nil {
 		return err
 	}
-	h.local.Store(s.Index, s.Workload())
+	h.names.add(s)
 	h.handoff.AddWorkload(handoff.Workload{Index: s.Index, Name: s.Spec.Name, Netns: filepath.Base(s.NetnsPath)})
 	for _, sock := range s.ListenerFDs() {
 		if sock.Purpose == workload.PurposeInbound {
@@ -317,7 +356,7 @@ func (h workloadHooks) OnRemove(s *workload.Sandbox) {
 	if err := h.steer.Withdraw(s.Index); err != nil {
 		h.logger.Error("a workload stays enrolled in the kernel", "workload", s.Spec.Name, "error", err)
 	}
-	h.local.Delete(s.Index)
+	h.names.remove(s)
 }
 
 func handoffSocket(s *workload.Sandbox, sock workload.Socket) handoff.Socket {

@@ -99,7 +99,7 @@ func runNode(ctx context.Context, s *settings) error {
 		objects: map[kube.Key]kube.Object{}, statuses: map[kube.Key]kube.Status{}, files: map[string]kube.File{}, refusals: map[mesh.Ref]bool{},
 	}
 	n.translator, err = gateway.New(gateway.Config{
-		GatewayPools: s.GatewayAddresses, StateDir: s.State, Node: s.NodeName, Logger: component("gateway"),
+		GatewayPools: s.GatewayAddresses, StateDir: s.State, Node: s.NodeName, Logger: logger,
 	})
 	if err != nil {
 		return err
@@ -108,14 +108,14 @@ func runNode(ctx context.Context, s *settings) error {
 		return err
 	}
 	n.server, err = server.New(server.Config{
-		Logger: component("xds"), Registerer: prometheus.NewRegistry(), ProxyUID: uint32(s.ProxyUser),
+		Logger: logger, Registerer: prometheus.NewRegistry(), ProxyUID: uint32(s.ProxyUser),
 		OnAck: n.acked, OnNack: n.refused,
 	})
 	if err != nil {
 		return err
 	}
 	source, err := watch.New(watch.Config{
-		Directories: []string{s.Config}, Running: s.podsDir(), ServiceCIDRs: s.ServiceCIDRs, StateDir: s.State, Logger: component("kube"),
+		Directories: []string{s.Config}, Running: s.podsDir(), ServiceCIDRs: s.ServiceCIDRs, StateDir: s.State, Logger: logger,
 	})
 	if err != nil {
 		return err
@@ -204,13 +204,6 @@ func (n *node) changed(c kube.Change) {
 			continue
 		}
 		n.files[f.Path] = f
-		for _, p := range f.Problems {
-			if p.Warning {
-				n.logger.Warn("in a file of the configuration", "problem", p.Error())
-			} else {
-				n.logger.Error("in a file of the configuration", "problem", p.Error())
-			}
-		}
 	}
 	result := n.translator.Apply(c)
 	if err := n.server.Publish(result.Delta); err != nil {

@@ -94,7 +94,7 @@ func runWorker(ctx context.Context, s *settings) error {
 	w.store.Subscribe(certificates.Apply)
 	w.xds, err = client.New(client.Config{
 		Target: s.xdsSocket(), Node: s.NodeName, Role: client.RoleProxy, Store: w.store,
-		Validate: validate, FollowReferences: true, Logger: component("xds"), Registerer: reg,
+		Validate: validate, FollowReferences: true, Logger: logger, Registerer: reg,
 		Initial: map[mesh.Kind][]string{
 			mesh.KindWorkload: {"*"}, mesh.KindService: {"*"}, mesh.KindListener: {"gateway/*"},
 		},
@@ -133,7 +133,7 @@ func runWorker(ctx context.Context, s *settings) error {
 	cfg := l7proxy.Config{
 		Loops: loops, Node: s.NodeName, Store: w.store, Routes: w.routes, Certificates: certificates,
 		Origins: &w.origin, Sockets: w.pool, Want: w.xds.Want,
-		Flows: queue.Add, Logger: component("l7proxy"), Registerer: reg, Limits: l7proxy.DefaultLimits(),
+		Flows: queue.Add, Logger: logger, Registerer: reg, Limits: l7proxy.DefaultLimits(),
 	}
 	if access != nil {
 		cfg.AccessLog = access
@@ -147,7 +147,7 @@ func runWorker(ctx context.Context, s *settings) error {
 	}
 	w.dns, err = dns.New(dns.Config{
 		Store: w.store, ClusterDomain: s.ClusterDomain, Upstreams: upstreams, Flows: func(f *flow.Flow) { queue.Add(f) },
-		Node: s.NodeName, Logger: component("dns"), Registerer: reg,
+		Node: s.NodeName, Logger: logger, Registerer: reg,
 	})
 	if err != nil {
 		return err

@@ -121,6 +121,9 @@ func (g *getter) run(ctx context.Context, url string) (*Tally, error) {
 	end := time.Now().Add(g.duration)
 	for i := 0; ctx.Err() == nil && (g.duration == 0 && i < g.count || g.duration > 0 && time.Now().Before(end)); i++ {
 		g.one(ctx, client, url, t)
+		if i == 0 && g.duration > 0 {
+			fmt.Fprintln(os.Stderr, "requests are running")
+		}
 	}
 	return t, nil
 }

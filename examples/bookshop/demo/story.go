@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,6 +34,7 @@ const (
 	chapterRefusals = "Refusals say why"
 	chapterChange   = "Change while requests run"
 	chapterSeen     = "What was seen"
+	chapterRestart  = "Parts that die"
 )
 
 var story = []step{
@@ -52,10 +57,11 @@ var story = []step{
 	{chapterRefusals, "a host that no route serves", noRoute},
 	{chapterChange, "a route edited on disk", editRoute},
 	{chapterChange, "a broken file", brokenFile},
-	{chapterChange, "the agent killed", agentKilled},
 	{chapterSeen, "flows", flows},
 	{chapterSeen, "explain", explain},
 	{chapterSeen, "metrics", metrics},
+	{chapterRestart, "the agent killed", agentKilled},
+	{chapterRestart, "the proxy killed", proxyKilled},
 }
 
 func everyProgramServes(ctx context.Context, s *shop) (string, error) {
@@ -165,7 +171,7 @@ func retry(ctx context.Context, s *shop) (string, error) {
 	if err := t.all("200"); err != nil {
 		return "", err
 	}
-	records, err := s.flows(ctx, "--workload", "bookshop/"+name, "--type", "http", "--last", "200")
+	records, err := s.flows(ctx, func(r []record) bool { return len(r) >= n }, "--workload", "bookshop/"+name, "--type", "http", "--last", "200")
 	if err != nil {
 		return "", err
 	}
@@ -245,7 +251,10 @@ func gatewayHTTP(ctx context.Context, s *shop) (string, error) {
 // untouched checks that the kernel translated a client's connection and that the
 // proxy has no record of it.
 func (s *shop) untouched(ctx context.Context, name, protocol string) (vip netip.AddrPort, err error) {
-	records, err := s.flows(ctx, "--workload", "bookshop/"+name, "--last", "100")
+	translated := func(f record) bool {
+		return f.Type == "socket" && f.Verdict == "translated" && f.Protocol == protocol
+	}
+	records, err := s.flows(ctx, func(r []record) bool { return slices.ContainsFunc(r, translated) }, "--workload", "bookshop/"+name, "--last", "100")
 	if err != nil {
 		return vip, err
 	}
@@ -253,7 +262,7 @@ func (s *shop) untouched(ctx context.Context, name, protocol string) (vip netip.
 		switch {
 		case f.Type == "tcp" || f.Type == "http":
 			return vip, fmt.Errorf("the proxy carried it: %+v", f)
-		case f.Type == "socket" && f.Verdict == "translated" && f.Protocol == protocol && f.Original.Port() != 53:
+		case translated(f):
 			vip = f.Original
 		}
 	}
@@ -338,14 +347,13 @@ func capturePort(ctx context.Context, s *shop) (string, error) {
 
 // dropped checks that a client's refusal is on record with its reason.
 func (s *shop) dropped(ctx context.Context, name, reason, said string) (string, error) {
-	records, err := s.flows(ctx, "--workload", "bookshop/"+name, "--verdict", "dropped", "--last", "10")
+	because := func(f record) bool { return f.Reason == reason }
+	records, err := s.flows(ctx, func(r []record) bool { return slices.ContainsFunc(r, because) }, "--workload", "bookshop/"+name, "--verdict", "dropped", "--last", "10")
 	if err != nil {
 		return "", err
 	}
-	for _, f := range records {
-		if f.Reason == reason {
-			return said + ", and the flow says " + reason, nil
-		}
+	if slices.ContainsFunc(records, because) {
+		return said + ", and the flow says " + reason, nil
 	}
 	return "", fmt.Errorf("no flow with reason %s among %+v", reason, records)
 }
@@ -361,16 +369,46 @@ func noRoute(ctx context.Context, s *shop) (string, error) {
 	return "404 with x-sluice-reason: no-route", nil
 }
 
+// requests are a client that goes on while something else happens.
+type requests struct {
+	*lab.Process
+	stdout bytes.Buffer
+}
+
+// running starts a client and returns when its first request was answered.
+func running(cmd *lab.Command) (*requests, error) {
+	r := &requests{}
+	said, err := cmd.StderrPipe()
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stdout = &r.stdout
+	if r.Process, err = cmd.Start(); err != nil {
+		return nil, err
+	}
+	if _, err := said.Read(make([]byte, 1)); err != nil {
+		return nil, fmt.Errorf("the client ended before its first answer: %w", err)
+	}
+	go io.Copy(io.Discard, said)
+	return r, nil
+}
+
+// tally waits for the client's end.
+func (r *requests) tally() (*tally, error) {
+	<-r.Done
+	if r.Err != nil {
+		return nil, r.Err
+	}
+	return parseTally(r.stdout.String())
+}
+
 func editRoute(ctx context.Context, s *shop) (string, error) {
 	_, cmd := s.shopper(ctx, "get", "--for=3s", "http://reviews/reviews/1")
-	var stdout bytes.Buffer
-	cmd.Stdout = &stdout
-	p, err := cmd.Start()
+	requests, err := running(cmd)
 	if err != nil {
 		return "", err
 	}
-	defer p.Stop()
-	time.Sleep(time.Second) // requests are running
+	defer requests.Stop()
 	file := filepath.Join(s.ConfigDir(), "10-reviews.yaml")
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -380,11 +418,7 @@ func editRoute(ctx context.Context, s *shop) (string, error) {
 	if err := os.WriteFile(file, []byte(edited), 0o644); err != nil {
 		return "", err
 	}
-	<-p.Done
-	if p.Err != nil {
-		return "", p.Err
-	}
-	during, err := parseTally(stdout.String())
+	during, err := requests.tally()
 	if err != nil {
 		return "", err
 	}
@@ -438,14 +472,11 @@ func brokenFile(ctx context.Context, s *shop) (string, error) {
 
 func agentKilled(ctx context.Context, s *shop) (string, error) {
 	_, cmd := s.shopper(ctx, "get", "--for=3s", "--new-connections", "http://reviews/reviews/1")
-	var stdout bytes.Buffer
-	cmd.Stdout = &stdout
-	p, err := cmd.Start()
+	requests, err := running(cmd)
 	if err != nil {
 		return "", err
 	}
-	defer p.Stop()
-	time.Sleep(time.Second) // requests are running
+	defer requests.Stop()
 	pid, err := s.agentPID(ctx)
 	if err != nil {
 		return "", err
@@ -457,11 +488,7 @@ func agentKilled(ctx context.Context, s *shop) (string, error) {
 	if err := agent.Kill(); err != nil {
 		return "", err
 	}
-	<-p.Done
-	if p.Err != nil {
-		return "", p.Err
-	}
-	t, err := parseTally(stdout.String())
+	t, err := requests.tally()
 	if err != nil {
 		return "", err
 	}
@@ -477,26 +504,69 @@ func agentKilled(ctx context.Context, s *shop) (string, error) {
 	return fmt.Sprintf("%d requests, each on a new connection, while it was killed and came back: none failed", t.Requests), nil
 }
 
-func (s *shop) agentPID(ctx context.Context) (int, error) {
+func (s *shop) agentPID(ctx context.Context) (int, error) { return s.pid(ctx, "agent") }
+
+// pid returns the number of one of the node's processes.
+func (s *shop) pid(ctx context.Context, process string) (int, error) {
 	text, err := s.Sluice(ctx, "status", "-o", "json")
 	if err != nil {
 		return 0, err
 	}
 	var status struct {
-		Components []struct {
-			Name string `json:"name"`
-			PID  int    `json:"pid"`
-		} `json:"components"`
+		Processes []struct {
+			Process string
+			Status  struct{ Component struct{ PID int } }
+		}
 	}
 	if err := json.Unmarshal([]byte(text), &status); err != nil {
 		return 0, err
 	}
-	for _, c := range status.Components {
-		if c.Name == "agent" && c.PID > 0 {
-			return c.PID, nil
+	for _, p := range status.Processes {
+		if p.Process == process && p.Status.Component.PID > 0 {
+			return p.Status.Component.PID, nil
 		}
 	}
-	return 0, fmt.Errorf("sluice status lists no agent: %s", text)
+	return 0, fmt.Errorf("sluice status lists no %s: %s", process, text)
+}
+
+// proxyKilled checks that what needs the proxy is refused, never passed by, while
+// there is none, that the kernel's own work goes on, and that it comes back.
+func proxyKilled(ctx context.Context, s *shop) (string, error) {
+	_, cmd := s.shopper(ctx, "get", "--for=4s", "--new-connections", "http://reviews/reviews/1")
+	requests, err := running(cmd)
+	if err != nil {
+		return "", err
+	}
+	defer requests.Stop()
+	pid, err := s.pid(ctx, "proxy")
+	if err != nil {
+		return "", err
+	}
+	proxy, err := os.FindProcess(pid)
+	if err != nil {
+		return "", err
+	}
+	if err := proxy.Kill(); err != nil {
+		return "", err
+	}
+	t, err := requests.tally()
+	if err != nil {
+		return "", err
+	}
+	if err := s.WaitReady(ctx); err != nil {
+		return "", err
+	}
+	if t.Status["200"]+t.Status["error"] != t.Requests {
+		return "", fmt.Errorf("by status %v", t.Status)
+	}
+	_, after, err := s.buy(ctx, "get", "-n", "20", "http://reviews/reviews/1")
+	if err != nil {
+		return "", err
+	}
+	if err := after.all("200"); err != nil {
+		return "", fmt.Errorf("after it came back: %w", err)
+	}
+	return fmt.Sprintf("%d requests, %d failed while there was none, none passed it by; it is back", t.Requests, t.Status["error"]), nil
 }
 
 // record is what the demo reads of a flow.
@@ -509,12 +579,15 @@ type record struct {
 	}
 }
 
-// flows returns the flows that `sluice observe` shows, once it shows any.
-func (s *shop) flows(ctx context.Context, args ...string) ([]record, error) {
-	deadline := time.Now().Add(3 * time.Second)
+// flows returns the flows that `sluice observe` shows, once enough says that they
+// are what is waited for: a flow is on record a moment after what it is of.
+func (s *shop) flows(ctx context.Context, enough func([]record) bool, args ...string) ([]record, error) {
+	deadline := time.Now().Add(5 * time.Second)
 	for {
+		// An exit status of 3 says that there is none.
 		text, err := s.Sluice(ctx, append([]string{"observe", "-o", "jsonl"}, args...)...)
-		if err != nil {
+		var exit *exec.ExitError
+		if err != nil && !(errors.As(err, &exit) && exit.ExitCode() == 3) {
 			return nil, err
 		}
 		var records []record
@@ -525,7 +598,7 @@ func (s *shop) flows(ctx context.Context, args ...string) ([]record, error) {
 			}
 			records = append(records, f)
 		}
-		if len(records) > 0 || time.Now().After(deadline) {
+		if enough(records) || time.Now().After(deadline) {
 			return records, nil
 		}
 		time.Sleep(20 * time.Millisecond)
@@ -533,7 +606,7 @@ func (s *shop) flows(ctx context.Context, args ...string) ([]record, error) {
 }
 
 func flows(ctx context.Context, s *shop) (string, error) {
-	records, err := s.flows(ctx, "--http-status", "504", "--last", "5")
+	records, err := s.flows(ctx, func(r []record) bool { return len(r) > 0 }, "--http-status", "504", "--last", "5")
 	if err != nil {
 		return "", err
 	}
