@@ -224,6 +224,7 @@ const (
 	MeshMapPeers            = "peers"
 	MeshMapPending          = "pending"
 	MeshMapServices         = "services"
+	MeshMapTranslated       = "translated"
 	MeshMapWorkloads        = "workloads"
 	MeshProgConnect4        = "connect4"
 	MeshProgConnect6        = "connect6"
@@ -237,11 +238,13 @@ const (
 	MeshProgRecvmsg6        = "recvmsg6"
 	MeshProgSendmsg4        = "sendmsg4"
 	MeshProgSendmsg6        = "sendmsg6"
+	MeshProgSockRelease     = "sock_release"
 	MeshProgSockopsNode     = "sockops_node"
 	MeshProgSockopsPod      = "sockops_pod"
 	MeshVarEventVerdicts    = "event_verdicts"
 	MeshVarEventWakeupBytes = "event_wakeup_bytes"
 	MeshVarExportedTypes    = "exported_types"
+	MeshVarHaveMptcp        = "have_mptcp"
 )
 
 // LoadMesh returns the embedded CollectionSpec for Mesh.
@@ -298,6 +301,7 @@ type MeshProgramSpecs struct {
 	Recvmsg6     *ebpf.ProgramSpec `ebpf:"recvmsg6"`
 	Sendmsg4     *ebpf.ProgramSpec `ebpf:"sendmsg4"`
 	Sendmsg6     *ebpf.ProgramSpec `ebpf:"sendmsg6"`
+	SockRelease  *ebpf.ProgramSpec `ebpf:"sock_release"`
 	SockopsNode  *ebpf.ProgramSpec `ebpf:"sockops_node"`
 	SockopsPod   *ebpf.ProgramSpec `ebpf:"sockops_pod"`
 }
@@ -323,6 +327,7 @@ type MeshMapSpecs struct {
 	Peers          *ebpf.MapSpec `ebpf:"peers"`
 	Pending        *ebpf.MapSpec `ebpf:"pending"`
 	Services       *ebpf.MapSpec `ebpf:"services"`
+	Translated     *ebpf.MapSpec `ebpf:"translated"`
 	Workloads      *ebpf.MapSpec `ebpf:"workloads"`
 }
 
@@ -333,6 +338,7 @@ type MeshVariableSpecs struct {
 	EventVerdicts    *ebpf.VariableSpec `ebpf:"event_verdicts"`
 	EventWakeupBytes *ebpf.VariableSpec `ebpf:"event_wakeup_bytes"`
 	ExportedTypes    *ebpf.VariableSpec `ebpf:"exported_types"`
+	HaveMptcp        *ebpf.VariableSpec `ebpf:"have_mptcp"`
 }
 
 // MeshObjects contains all objects after they have been loaded into the kernel.
@@ -372,6 +378,7 @@ type MeshMaps struct {
 	Peers          *ebpf.Map `ebpf:"peers"`
 	Pending        *ebpf.Map `ebpf:"pending"`
 	Services       *ebpf.Map `ebpf:"services"`
+	Translated     *ebpf.Map `ebpf:"translated"`
 	Workloads      *ebpf.Map `ebpf:"workloads"`
 }
 
@@ -394,6 +401,7 @@ func (m *MeshMaps) Close() error {
 		m.Peers,
 		m.Pending,
 		m.Services,
+		m.Translated,
 		m.Workloads,
 	)
 }
@@ -405,6 +413,7 @@ type MeshVariables struct {
 	EventVerdicts    *ebpf.Variable `ebpf:"event_verdicts"`
 	EventWakeupBytes *ebpf.Variable `ebpf:"event_wakeup_bytes"`
 	ExportedTypes    *ebpf.Variable `ebpf:"exported_types"`
+	HaveMptcp        *ebpf.Variable `ebpf:"have_mptcp"`
 }
 
 // MeshPrograms contains all programs after they have been loaded into the kernel.
@@ -423,6 +432,7 @@ type MeshPrograms struct {
 	Recvmsg6     *ebpf.Program `ebpf:"recvmsg6"`
 	Sendmsg4     *ebpf.Program `ebpf:"sendmsg4"`
 	Sendmsg6     *ebpf.Program `ebpf:"sendmsg6"`
+	SockRelease  *ebpf.Program `ebpf:"sock_release"`
 	SockopsNode  *ebpf.Program `ebpf:"sockops_node"`
 	SockopsPod   *ebpf.Program `ebpf:"sockops_pod"`
 }
@@ -441,6 +451,7 @@ func (p *MeshPrograms) Close() error {
 		p.Recvmsg6,
 		p.Sendmsg4,
 		p.Sendmsg6,
+		p.SockRelease,
 		p.SockopsNode,
 		p.SockopsPod,
 	)

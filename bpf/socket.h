@@ -18,6 +18,9 @@ struct call {
 	int error; /* for the application, when dropped */
 };
 
+/* Whether the kernel knows MPTCP, without which it refuses the helper for it. Set by the loader. */
+const volatile __u32 have_mptcp = 1;
+
 /* The node proxy counts as gone when its heartbeat is older than this. */
 #define HEARTBEAT_TIMEOUT_NS 3000000000ULL
 
@@ -113,7 +116,7 @@ static __always_inline enum verdict decide(struct call *c, const struct datagram
 /*
  * connect_call - connect() of TCP and UDP sockets.
  *
- * What is chosen is noted on the socket: sockops makes the proxy's record of it, and
+ * What is chosen is noted for the socket: sockops makes the proxy's record of it, and
  * getpeername and recvmsg show the original by it. A destination that is not
  * steered takes an old note away, so that none can be carried to another connection.
  */
@@ -121,31 +124,44 @@ static __always_inline enum verdict connect_call(struct call *c, struct bpf_sock
 {
 	struct bpf_sock *sk = ctx->sk;
 	enum verdict verdict;
-	struct peer *p;
-	bool steered;
+	struct peer *p, note = {};
+	bool tcp;
 
 	if (!sk)
 		return refuse(c, REASON_MAP_FULL, ENOBUFS);
 	call_init(c, ctx, HOOK_CONNECT);
+	tcp = c->dialled.protocol == IPPROTO_TCP;
 	verdict = decide(c, 0);
 	if (verdict == VERDICT_DROPPED || verdict == VERDICT_FORWARDED) {
 		bpf_sk_storage_delete(&peers, sk);
+		/* Looking takes no lock, and there is hardly ever one. */
+		if (tcp && bpf_map_lookup_elem(&translated, &c->event.socket_cookie))
+			bpf_map_delete_elem(&translated, &c->event.socket_cookie);
 		return verdict;
 	}
-	steered = verdict == VERDICT_REDIRECTED && c->dialled.protocol == IPPROTO_TCP &&
-		  !(c->choice.flags & SERVICE_DNS);
-	p = bpf_sk_storage_get(&peers, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (p) {
-		p->original = c->dialled.addr;
-		p->original_port = c->dialled.port;
-		p->chosen = c->choice.addr;
-		p->chosen_port = c->choice.port;
-		p->workload = c->event.workload;
-		p->steered = steered;
-	} else if (verdict == VERDICT_REDIRECTED) {
+	note.original = c->dialled.addr;
+	note.original_port = c->dialled.port;
+	note.chosen = c->choice.addr;
+	note.chosen_port = c->choice.port;
+	note.workload = c->event.workload;
+	if (tcp && verdict == VERDICT_TRANSLATED) {
+		bpf_sk_storage_delete(&peers, sk);
+		/*
+		 * sock_release does not see the subflows of MPTCP, and getpeername of MPTCP does not see
+		 * what is noted for them.
+		 */
+		if (!have_mptcp || !bpf_skc_to_mptcp_sock(sk))
+			bpf_map_update_elem(&translated, &c->event.socket_cookie, &note, BPF_ANY);
+		emit(&c->event);
+		return verdict;
+	}
+	note.steered = tcp && !(c->choice.flags & SERVICE_DNS);
+	p = bpf_sk_storage_get(&peers, sk, &note, BPF_SK_STORAGE_GET_F_CREATE);
+	if (p)
+		*p = note; /* it may have been there */
+	else if (verdict == VERDICT_REDIRECTED)
 		/* Unnoted, the node proxy could not tell where it was going. */
 		return refuse(c, REASON_MAP_FULL, ENOBUFS);
-	}
 	emit(&c->event);
 	return verdict;
 }
@@ -302,18 +318,29 @@ static __always_inline enum verdict sendmsg_call(struct call *c, struct bpf_sock
  * original_of - what the socket's owner dialled to reach a peer; false: that very peer.
  * @seen: the peer's address on the wire, replaced by the original.
  */
-static __always_inline bool original_of(struct bpf_sock *sk, union addr *seen, __be16 *port)
+static __always_inline bool original_of(struct bpf_sock_addr *ctx, union addr *seen, __be16 *port)
 {
+	struct bpf_sock *sk = ctx->sk;
+	bool tcp = ctx_load(ctx, protocol) == IPPROTO_TCP;
 	struct datagram_peers *d;
 	bool found = false;
 	struct peer *p;
+	__u64 cookie;
 
+	if (!sk)
+		return false;
 	p = bpf_sk_storage_get(&peers, sk, 0, 0);
+	if (!p && tcp) {
+		cookie = bpf_get_socket_cookie(ctx);
+		p = bpf_map_lookup_elem(&translated, &cookie);
+	}
 	if (p && p->chosen_port == *port && addr_equal(&p->chosen, seen)) {
 		*seen = p->original;
 		*port = p->original_port;
 		return true;
 	}
+	if (tcp)
+		return false;
 	d = bpf_sk_storage_get(&datagrams, sk, 0, 0);
 	if (!d)
 		return false;
@@ -391,11 +418,10 @@ SEC("cgroup/sendmsg6") CALL_PROGRAM(sendmsg6, sendmsg_call, 6)
 	int name(struct bpf_sock_addr *ctx)                                                  \
 	{                                                                                    \
 		__be16 port = ctx_load(ctx, user_port);                                      \
-		struct bpf_sock *sk = ctx->sk;                                               \
 		union addr addr;                                                             \
                                                                                              \
 		load##family(&addr, ctx);                                                    \
-		if (sk && original_of(sk, &addr, &port))                                     \
+		if (original_of(ctx, &addr, &port))                                     \
 			store##family(ctx, &addr, port);                                     \
 		return 1;                                                                    \
 	}
@@ -446,4 +472,16 @@ SEC("cgroup/post_bind6") int post_bind6(struct bpf_sock *ctx)
 	addr.word[2] = ctx_load(ctx, src_ip6[2]);
 	addr.word[3] = ctx_load(ctx, src_ip6[3]);
 	return bind_call(ctx, &addr);
+}
+
+/* The note of a translated TCP socket goes with it. */
+SEC("cgroup/sock_release") int sock_release(struct bpf_sock *ctx)
+{
+	__u64 cookie;
+
+	if (ctx_load(ctx, protocol) != IPPROTO_TCP)
+		return 1;
+	cookie = bpf_get_socket_cookie(ctx);
+	bpf_map_delete_elem(&translated, &cookie);
+	return 1;
 }

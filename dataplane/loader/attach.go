@@ -31,6 +31,7 @@ func (d *Datapath) hooks() []hook {
 	return []hook{
 		{"sockops_node", p.SockopsNode, ebpf.AttachCGroupSockOps, node},
 		{"sockops_pod", p.SockopsPod, ebpf.AttachCGroupSockOps, pods},
+		{"sock_release", p.SockRelease, ebpf.AttachCgroupInetSockRelease, pods},
 		{"recvmsg4", p.Recvmsg4, ebpf.AttachCGroupUDP4Recvmsg, pods},
 		{"recvmsg6", p.Recvmsg6, ebpf.AttachCGroupUDP6Recvmsg, pods},
 		{"getpeername4", p.Getpeername4, ebpf.AttachCgroupInet4GetPeername, pods},

@@ -39,7 +39,8 @@ type Sizes struct {
 	Services    uint32 // frontends: one for each VIP and port
 	Endpoints   uint32 // endpoints of all frontends together
 	Affinity    uint32 // clients with session affinity; the oldest gives way
-	Connections uint32 // steered connections whose handshake is not complete
+	Handshakes  uint32 // connections to the node proxy whose handshake is not complete
+	Connections uint32 // open translated TCP connections; the others' getpeername shows endpoints
 	Sockets     uint32 // gateways and inbound listeners
 	EventBytes  uint32 // ring of events, a power of two of at least a page
 }
@@ -48,7 +49,7 @@ type Sizes struct {
 func DefaultSizes() Sizes {
 	return Sizes{
 		Workloads: 4096, Services: 65536, Endpoints: 524288, Affinity: 65536,
-		Connections: 65536, Sockets: 8192, EventBytes: 1 << 20,
+		Handshakes: 65536, Connections: 65536, Sockets: 8192, EventBytes: 1 << 18,
 	}
 }
 
@@ -135,7 +136,8 @@ func (s *Sizes) fields() []sizeField {
 		{"Services", &s.Services, []string{bpf.MeshMapServices}},
 		{"Endpoints", &s.Endpoints, []string{bpf.MeshMapEndpoints, bpf.MeshMapMembers}},
 		{"Affinity", &s.Affinity, []string{bpf.MeshMapAffinities}},
-		{"Connections", &s.Connections, []string{bpf.MeshMapPending, bpf.MeshMapOwnTuples}},
+		{"Handshakes", &s.Handshakes, []string{bpf.MeshMapPending, bpf.MeshMapOwnTuples}},
+		{"Connections", &s.Connections, []string{bpf.MeshMapTranslated}},
 		{"Sockets", &s.Sockets, []string{
 			bpf.MeshMapGateways, bpf.MeshMapGatewaySockets, bpf.MeshMapInbound, bpf.MeshMapInboundSockets,
 		}},
@@ -187,8 +189,7 @@ func Load(cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	wakeup := spec.Maps[bpf.MeshMapEvents].MaxEntries / 4
-	if err := spec.Variables[bpf.MeshVarEventWakeupBytes].Set(wakeup); err != nil {
+	if err := configure(spec); err != nil {
 		return nil, fmt.Errorf("set the programs' settings: %w", err)
 	}
 	opts := &ebpf.CollectionOptions{MapReplacements: pinned}
@@ -199,6 +200,18 @@ func Load(cfg Config) (*Datapath, error) {
 		return nil, errors.Join(err, d.objects.Close())
 	}
 	return d, nil
+}
+
+// configure sets the programs' constants.
+func configure(spec *ebpf.CollectionSpec) error {
+	var mptcp uint32
+	if _, err := os.Stat("/proc/sys/net/mptcp"); err == nil {
+		mptcp = 1
+	}
+	return errors.Join(
+		spec.Variables[bpf.MeshVarEventWakeupBytes].Set(spec.Maps[bpf.MeshMapEvents].MaxEntries/4),
+		spec.Variables[bpf.MeshVarHaveMptcp].Set(mptcp),
+	)
 }
 
 const (

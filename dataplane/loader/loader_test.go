@@ -289,7 +289,7 @@ func TestPins(t *testing.T) {
 		return strings.Join(out, " ")
 	}
 	if got, want := names("links"), "connect4 connect6 getpeername4 getpeername6 inbound_node inbound_pod_42 "+
-		"post_bind4 post_bind6 recvmsg4 recvmsg6 sendmsg4 sendmsg6 sockops_node sockops_pod"; got != want {
+		"post_bind4 post_bind6 recvmsg4 recvmsg6 sendmsg4 sendmsg6 sock_release sockops_node sockops_pod"; got != want {
 		t.Errorf("links:\n got %s\nwant %s", got, want)
 	}
 	if got := names("maps"); strings.Contains(got, "_v0") || !strings.Contains(got, "services_v1") {

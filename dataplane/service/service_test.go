@@ -125,10 +125,52 @@ func TestTCP(t *testing.T) {
 	if f.Original != at(vip4, 80) || !slices.Contains(v4, f.Destination.AddrPort) || f.Source.Workload.Name != "client" {
 		t.Errorf("flow: %+v", f)
 	}
+	if n := length(t, m.Datapath.Maps().Translated); n != 0 {
+		t.Errorf("%d notes outlive their sockets", n)
+	}
+	fd := app.SocketOf(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
+	if err := app.Connect(fd, at(vip4, 80)); err != nil {
+		t.Errorf("MPTCP: %v", err)
+	}
+	app.Send(fd, "ping")
+	app.Close(fd)
+	if n := length(t, m.Datapath.Maps().Translated); n != 0 {
+		t.Errorf("%d notes outlive their MPTCP sockets", n)
+	}
 	// The port next door is no service, and neither is UDP.
-	fd := app.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK)
+	fd = app.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK)
 	if err := app.Connect(fd, at(vip4, 81)); !errors.Is(err, unix.EINPROGRESS) {
 		t.Errorf("connect to a port that is no service: %v", err)
+	}
+}
+
+// TestSecondConnect: what a failed connect noted says nothing about the next one.
+func TestSecondConnect(t *testing.T) {
+	m := lab.NewMesh(t)
+	p, b := m.Enrol(t, "client"), m.Enrol(t, "backend")
+	endpoint := at(b.Addr4, 8080)
+	m.SetService(t, svc("web", []netip.Addr{vip4}, tcpPort(80, endpoint), udpPort(80, endpoint)))
+	app := p.App(t)
+	fd := app.Socket(unix.AF_INET, unix.SOCK_STREAM)
+	again := app.Socket(unix.AF_INET, unix.SOCK_STREAM)
+	for _, fd := range []int{fd, again} {
+		// The endpoint itself refuses.
+		if err := app.Connect(fd, at(vip4, 80)); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Fatalf("connect without a server: %v", err)
+		}
+	}
+	b.Echo(t, "b", endpoint)
+	if err := app.Connect(fd, endpoint); err != nil {
+		t.Fatal(err)
+	}
+	if got := app.Peer(fd); got != endpoint {
+		t.Errorf("getpeername: %s, want the address that was dialled, %s", got, endpoint)
+	}
+	if err := app.Connect(again, at(vip4, 80)); err != nil {
+		t.Fatal(err)
+	}
+	if got := app.Peer(again); got != at(vip4, 80) {
+		t.Errorf("getpeername: %s, want %s", got, at(vip4, 80))
 	}
 }
 

@@ -118,6 +118,14 @@ func TestSteered(t *testing.T) {
 			}
 		})
 	}
+	// MPTCP falls back to TCP, and is known by its subflow.
+	fd := app.SocketOf(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
+	if err := app.Connect(fd, at(vip4, 80)); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := app.Recv(fd), fmt.Sprintf("%s %d", at(vip4, 80), p.Index()); got != want {
+		t.Errorf("the proxy saw %q of MPTCP, want %q", got, want)
+	}
 	f := m.WaitFlow(t, "redirected", func(f *flow.Flow) bool { return f.Verdict == flow.VerdictRedirected })
 	if f.Original != at(vip4, 80) || f.Destination.AddrPort != at(p.Addr4, steer.OutboundPort) ||
 		f.Source.Workload.Name != "client" || f.Source.AddrPort.Addr() != p.Addr4 || f.Protocol != mesh.ProtocolTCP {

@@ -145,7 +145,13 @@ func (a *App) must(c call) result {
 // Socket makes a socket, blocking, with timeouts that end a test that hangs.
 func (a *App) Socket(domain, typ int) int {
 	a.t.Helper()
-	return a.must(call{Op: "socket", Args: []int{domain, typ}}).N
+	return a.SocketOf(domain, typ, 0)
+}
+
+// SocketOf makes a socket of a protocol that is not the type's first.
+func (a *App) SocketOf(domain, typ, protocol int) int {
+	a.t.Helper()
+	return a.must(call{Op: "socket", Args: []int{domain, typ, protocol}}).N
 }
 
 // Connect connects; on an AF_INET6 socket an IPv4 address is used in mapped form.
@@ -238,6 +244,13 @@ func (a *App) Hammer(domain int, to netip.AddrPort, n int) map[string]int {
 	return out
 }
 
+// Connects opens and closes n connections, one after the other, and returns the nanoseconds
+// of CPU time that this took.
+func (a *App) Connects(domain int, to netip.AddrPort, n int) int64 {
+	a.t.Helper()
+	return int64(a.must(call{Op: "connects", Args: []int{domain, n}, Addr: to}).N)
+}
+
 // MoveTo moves the application into a cgroup; its sockets stay where they were made.
 func (a *App) MoveTo(cgroup string) {
 	a.t.Helper()
@@ -277,7 +290,7 @@ func serveApp([]string) error {
 func (c call) run(domains map[int]int) (r result, err error) {
 	switch c.Op {
 	case "socket":
-		r.N, err = unix.Socket(c.Args[0], c.Args[1]|unix.SOCK_CLOEXEC, 0)
+		r.N, err = unix.Socket(c.Args[0], c.Args[1]|unix.SOCK_CLOEXEC, c.Args[2])
 		if err == nil {
 			domains[r.N] = c.Args[0]
 			patience := unix.Timeval{Sec: 10}
@@ -328,6 +341,18 @@ func (c call) run(domains map[int]int) (r result, err error) {
 			out[got]++
 		}
 		r.Data, err = json.Marshal(out)
+	case "connects":
+		var before, after unix.Rusage
+		if err = unix.Getrusage(unix.RUSAGE_SELF, &before); err != nil {
+			return r, err
+		}
+		for range c.Args[1] {
+			if err = open(c.Args[0], c.Addr); err != nil {
+				return r, err
+			}
+		}
+		err = unix.Getrusage(unix.RUSAGE_SELF, &after)
+		r.N = int(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano())
 	case "join":
 		err = os.WriteFile(filepath.Join(string(c.Data), "cgroup.procs"), []byte("0"), 0)
 	case "close":
@@ -337,6 +362,19 @@ func (c call) run(domains map[int]int) (r result, err error) {
 		return r, fmt.Errorf("no such call: %s", c.Op)
 	}
 	return r, err
+}
+
+// open opens a connection and resets it, which leaves no TIME_WAIT behind.
+func open(domain int, to netip.AddrPort) error {
+	fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+		return err
+	}
+	return unix.Connect(fd, sockaddr(to, domain))
 }
 
 // ask opens a connection and returns what it receives first.

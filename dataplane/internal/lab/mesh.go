@@ -47,7 +47,7 @@ func (n *Node) Config() loader.Config {
 		Dir: filepath.Join(n.BPFFS, "sluice"),
 		Sizes: loader.Sizes{
 			Workloads: 64, Services: 1024, Endpoints: 4096, Affinity: 1024,
-			Connections: 1024, Sockets: 64, EventBytes: 1 << 18,
+			Handshakes: 1024, Connections: 1024, Sockets: 64, EventBytes: 1 << 18,
 		},
 	}
 }
@@ -56,8 +56,16 @@ func (n *Node) Config() loader.Config {
 // going.
 func NewMesh(t testing.TB) *Mesh {
 	t.Helper()
+	return NewMeshSized(t, func(*loader.Config) {})
+}
+
+// NewMeshSized is NewMesh with another configuration of the datapath.
+func NewMeshSized(t testing.TB, change func(*loader.Config)) *Mesh {
+	t.Helper()
 	n := NewNode(t)
-	d, err := loader.Load(n.Config())
+	cfg := n.Config()
+	change(&cfg)
+	d, err := loader.Load(cfg)
 	if err != nil {
 		t.Fatalf("%+v", err)
 	}

@@ -82,6 +82,21 @@ func (n *Netns) Echo(t testing.TB, name string, at netip.AddrPort) {
 	}()
 }
 
+// Drain accepts connections and closes them.
+func (n *Netns) Drain(t testing.TB, at netip.AddrPort) {
+	t.Helper()
+	l := n.Listen(t, at)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+}
+
 // HTTP answers each request with "hello".
 func (n *Netns) HTTP(t testing.TB, at netip.AddrPort) {
 	t.Helper()
