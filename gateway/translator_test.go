@@ -551,3 +551,28 @@ func TestGatewayAddressesAreStable(t *testing.T) {
 		t.Errorf("after one left %d have an address", with)
 	}
 }
+
+// TestLoserWinsByYielding gives a route that lost its conflict fewer hostnames:
+// those that it kept must come into force although nothing about them changed.
+func TestLoserWinsByYielding(t *testing.T) {
+	tr, _ := manyRoutes(t, 1)
+	route := func(kind, hostnames string) []kube.Object {
+		return parse(t, "route", fmt.Sprintf(`
+apiVersion: gateway.networking.k8s.io/v1
+kind: %s
+metadata: {name: %s, namespace: shop}
+spec:
+  parentRefs: [{name: web}]
+  hostnames: %s
+  rules: [{backendRefs: [{name: reviews, port: 80}]}]`, kind, strings.ToLower(kind), hostnames))
+	}
+	kept := mesh.Ref{Kind: mesh.KindVirtualHost, Key: "gateway/shop/web/80/http/kept.example"}
+	tr.Apply(kube.Change{Upserts: slices.Concat(route("GRPCRoute", "[shared.example]"), route("HTTPRoute", "[kept.example, shared.example]"))})
+	if tr.outputs[kept] != nil {
+		t.Fatal("the loser is in force")
+	}
+	tr.Apply(kube.Change{Upserts: route("HTTPRoute", "[kept.example]")})
+	if tr.outputs[kept] == nil {
+		t.Error("the hostname that is nobody else's is not in force")
+	}
+}

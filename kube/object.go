@@ -68,6 +68,9 @@ type Key struct {
 
 // String returns "HTTPRoute shop/reviews", or "GatewayClass sluice".
 func (k Key) String() string {
+	if k.Name == "" {
+		return string(k.Kind)
+	}
 	if k.Namespace == "" {
 		return string(k.Kind) + " " + k.Name
 	}

@@ -123,6 +123,14 @@ func TestFilters(t *testing.T) {
 			t.Errorf("%s: %d flows, want %d; exit code %d %s", test.args, got, test.want, code, stderr)
 		}
 	}
+	n.flows.Add(demoFlows()...)
+	n.flows.Add(demoFlows()...)
+	if stdout, _, _ := n.sluice(t.Context(), "observe", "-o", "jsonl"); strings.Count(stdout, "\n") != defaultLast {
+		t.Errorf("%d flows by default, want %d", strings.Count(stdout, "\n"), defaultLast)
+	}
+	if stdout, _, _ := n.sluice(t.Context(), "observe", "-o", "jsonl", "--since", "5m"); strings.Count(stdout, "\n") != 27 {
+		t.Errorf("%d flows since then, want all 27", strings.Count(stdout, "\n"))
+	}
 	stdout, stderr, code := n.sluice(t.Context(), "observe", "--reason", "tls-handshake", "--not", "--type", "lost")
 	if stdout != "" || stderr != "No flows.\n" || code != exitNo {
 		t.Errorf("no flow: %q, %q, exit code %d", stdout, stderr, code)
@@ -470,6 +478,20 @@ func TestPrintable(t *testing.T) {
 		if got := printable(in); got != want {
 			t.Errorf("printable(%q) = %q, want %q", in, got, want)
 		}
+	}
+}
+
+// TestTableIsPrintable: whatever a cell is made of, a terminal only shows it.
+func TestTableIsPrintable(t *testing.T) {
+	table := &table{header: []string{"A", "B"}}
+	table.add("x\x1b]0;title\a", cell{"y\rz", red})
+	table.add("→", "")
+	var out bytes.Buffer
+	if err := table.write(&out, false); err != nil {
+		t.Fatal(err)
+	}
+	if want := "A                  B\n" + `x\x1b]0;title\a  y\rz` + "\n→                  -\n"; out.String() != want {
+		t.Errorf("got\n%q, want\n%q", out.String(), want)
 	}
 }
 

@@ -364,9 +364,6 @@ func checkEndpointSlice(o *discoveryv1.EndpointSlice, bad report) {
 }
 
 func checkGateway(o *gatewayv1.Gateway, bad report) {
-	if o.Spec.GatewayClassName == "" {
-		bad("spec.gatewayClassName", "is missing", "")
-	}
 	if len(o.Spec.Listeners) == 0 {
 		bad("spec.listeners", "is empty", "")
 	}

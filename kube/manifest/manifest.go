@@ -192,13 +192,17 @@ func (p *parser) object(raw []byte, prefix string) {
 	var h header
 	if err := json.Unmarshal(raw, &h); err != nil || h.Kind == "" || h.APIVersion == "" {
 		p.file.BrokenUnknown = true
+		const cure = "each document needs apiVersion, kind and metadata.name"
+		var typ *json.UnmarshalTypeError
 		switch {
+		case errors.As(err, &typ):
+			p.problem(kube.Key{}, prefix+typ.Field, fmt.Sprintf("is %s, and should be %s", found(typ.Value), wanted(typ.Type)), cure)
 		case err != nil:
-			p.problem(kube.Key{}, strings.TrimSuffix(prefix, "."), "not a Kubernetes object: "+plain(err), "")
+			p.problem(kube.Key{}, strings.TrimSuffix(prefix, "."), "not a Kubernetes object: "+plain(err), cure)
 		case h.Kind == "":
-			p.problem(kube.Key{}, prefix+"kind", "is missing", `each document needs apiVersion, kind and metadata.name`)
+			p.problem(kube.Key{}, prefix+"kind", "is missing", cure)
 		default:
-			p.problem(kube.Key{}, prefix+"apiVersion", "is missing", `each document needs apiVersion, kind and metadata.name`)
+			p.problem(kube.Key{}, prefix+"apiVersion", "is missing", cure)
 		}
 		return
 	}
@@ -224,9 +228,7 @@ func (p *parser) object(raw []byte, prefix string) {
 	before := p.errors()
 	p.decode(key, raw, o, prefix)
 	if p.errors() == before {
-		if key.Kind.Namespaced() {
-			o.SetNamespace(key.Namespace)
-		}
+		o.SetNamespace(key.Namespace)
 		setDefaults(o)
 		check(o, func(field, text, cure string) { p.problem(key, prefix+field, text, cure) })
 		checkWarnings(o, func(field, text, cure string) { p.warn(key, prefix+field, text, cure) })
@@ -320,7 +322,7 @@ func (p *parser) notOurs(key kube.Key, h header, prefix string) {
 	if slices.Contains(kube.Kinds, key.Kind) {
 		group, _, _ := strings.Cut(key.Kind.APIVersion(), "/")
 		other, _, _ := strings.Cut(h.APIVersion, "/")
-		if group == other || !strings.Contains(h.APIVersion, "/") || !strings.Contains(key.Kind.APIVersion(), "/") {
+		if group == other || !strings.Contains(h.APIVersion, "/") {
 			p.file.Broken = append(p.file.Broken, key)
 			p.problem(key, prefix+"apiVersion", fmt.Sprintf("%q is not served", h.APIVersion), "use "+key.Kind.APIVersion())
 			return
@@ -339,7 +341,7 @@ func (p *parser) decode(key kube.Key, raw []byte, o kube.Object, prefix string) 
 		field, text, cure := "", plain(err), ""
 		var typ *json.UnmarshalTypeError
 		if errors.As(err, &typ) {
-			field, text = typ.Field, fmt.Sprintf("is a %s, and should be %s", typ.Value, wanted(typ.Type))
+			field, text = typ.Field, fmt.Sprintf("is %s, and should be %s", found(typ.Value), wanted(typ.Type))
 			if typ.Type.Kind() == reflect.String && (typ.Value == "bool" || strings.HasPrefix(typ.Value, "number")) {
 				cure = `put it in quotes; YAML reads yes, no, on, off, y, n and numbers as something else`
 			}
@@ -361,6 +363,20 @@ func (p *parser) decode(key kube.Key, raw []byte, o kube.Object, prefix string) 
 			text, cure = "is there twice", "remove one of the two"
 		}
 		p.problem(key, prefix+field, text, cure)
+	}
+}
+
+// found says in the words of YAML what encoding/json calls a value.
+func found(value string) string {
+	switch word, _, _ := strings.Cut(value, " "); word {
+	case "object":
+		return "a map"
+	case "array":
+		return "a list"
+	case "bool":
+		return "true or false"
+	default:
+		return "a " + value
 	}
 }
 

@@ -877,6 +877,65 @@ func FuzzHandle(f *testing.F) {
 	})
 }
 
+// FuzzUpstreamAnswer wants whatever an upstream sends to become one reply that the
+// client can read and that answers its own question.
+func FuzzUpstreamAnswer(f *testing.F) {
+	q := new(dns.Msg).SetQuestion("www.example.com.", dns.TypeA)
+	for _, m := range []*dns.Msg{
+		reply(q, dns.RcodeSuccess, "www.example.com. 60 IN A 192.0.2.1", "WWW.example.com. 60 IN TXT \"x\""),
+		reply(q, dns.RcodeNameError),
+		reply(q, dns.RcodeSuccess, "www.example.com. 60 IN CNAME a.example.com.", "a.example.com. 60 IN AAAA 2001:db8::1").SetEdns0(1232, true),
+		reply(q, 23).SetEdns0(1232, false),
+	} {
+		b, err := m.Pack()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b, uint16(0), false)
+		f.Add(b, uint16(600), true)
+	}
+	st := store.New()
+	st.Commit(cluster())
+	flows := 0
+	s, err := New(Config{Store: st, Upstreams: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")}, Flows: func(*flow.Flow) { flows++ }})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, message []byte, size uint16, alias bool) {
+		answer := new(dns.Msg)
+		if answer.Unpack(message) != nil {
+			return
+		}
+		qname := "wWw.example.com."
+		if alias {
+			qname = "ext.shop.svc.cluster.local."
+		}
+		q := new(dns.Msg).SetQuestion(qname, dns.TypeA)
+		limit := dns.MinMsgSize
+		if size > 0 {
+			q.SetEdns0(size, false)
+			limit = min(max(limit, int(size)), maxUDP)
+		}
+		b, err := q.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, ask := s.handle(b, &client{workload: &workload{name: client0}, protocol: udp})
+		if ask == nil {
+			t.Fatal("upstreams are not asked")
+		}
+		flows = 0
+		out := s.merge(ask, answer, netip.AddrPort{})
+		r := new(dns.Msg)
+		if err := r.Unpack(out); err != nil {
+			t.Fatalf("reply %x to %v: %v", out, answer, err)
+		}
+		if flows != 1 || len(out) > limit || r.Id != q.Id || !r.Response || r.Authoritative || len(r.Question) != 1 || r.Question[0] != q.Question[0] {
+			t.Fatalf("%d flows, %d bytes: %v", flows, len(out), r)
+		}
+	})
+}
+
 func BenchmarkHandle(b *testing.B) {
 	st := store.New()
 	st.Commit(cluster())

@@ -116,7 +116,7 @@ func (s *Server) handle(message []byte, c *client) (reply []byte, ask *question)
 // ask has upstreams answer a question. It returns the reply, SERVFAIL if nobody
 // answered.
 func (s *Server) ask(ctx context.Context, a *question) []byte {
-	c, q := &a.client, a.query.Question[0]
+	c := &a.client
 	fail := func(rcode int, o outcome) []byte {
 		a.reply.Rcode = rcode
 		return s.finish(c, a.query, a.reply, o)
@@ -134,6 +134,13 @@ func (s *Server) ask(ctx context.Context, a *question) []byte {
 		}
 		return fail(dns.RcodeServerFailure, o)
 	}
+	return s.merge(a, answer, upstream)
+}
+
+// merge makes the reply of what is known and of an upstream's answer, whose header
+// and question were checked and whose records may be anything.
+func (s *Server) merge(a *question, answer *dns.Msg, upstream netip.AddrPort) []byte {
+	c, q := &a.client, a.query.Question[0]
 	a.reply.Authoritative = false
 	a.reply.Rcode = answer.Rcode
 	a.reply.Truncated = answer.Truncated

@@ -169,7 +169,7 @@ func TestRequests(t *testing.T) {
 			},
 		},
 		{
-			"nothing after close", "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\nGET / HTTP/1.1\r\n",
+			"nothing after close", "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
 			[]string{"head HTTP/1.1 GET scheme= authority=x path=/ length=-1 end close", "end"},
 		},
 		{

@@ -331,8 +331,10 @@ func (c *Conn) Done() bool {
 	return c.err != nil || c.closing || len(c.streams) == 0 && (c.peerGoAway && !c.server || c.draining && c.final)
 }
 
-// Tick lets the counters of abuse forget; call it about once a second while the connection is in use.
+// Tick lets the counters of abuse forget, and gives back memory that a burst needed; call it about once a
+// second while the connection is in use, and once more afterwards.
 func (c *Conn) Tick() {
+	c.shrink()
 	c.resets /= 2
 	c.idle /= 2
 	c.empty /= 2

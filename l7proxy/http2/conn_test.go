@@ -166,6 +166,7 @@ func said(t testing.TB, c *Conn, client bool) (frames []string) {
 	}
 	fr := http2.NewFramer(nil, bytes.NewReader(out))
 	fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	fr.SetMaxReadFrameSize(minMaxFrame)
 	for {
 		f, err := fr.ReadFrame()
 		if errors.Is(err, io.EOF) {
@@ -1062,19 +1063,49 @@ func TestShutdownInTwoSteps(t *testing.T) {
 
 // A window smaller than the default holds from the moment that the peer has heard of it.
 func TestSmallInitialWindow(t *testing.T) {
-	for _, acked := range []bool{false, true} {
+	for _, acked := range []string{"never", "before", "after"} {
 		c := NewServer(Config{InitialWindow: 1000})
 		p := newPeer()
 		p.WriteString(preface)
 		must(p.WriteSettings())
-		if acked {
+		if acked == "before" {
 			must(p.WriteSettingsAck())
 		}
 		p.post(1)
+		if acked == "after" {
+			must(p.WriteSettingsAck())
+		}
 		must(p.WriteData(1, false, make([]byte, 1001)))
 		events, err := feed(c, p.Bytes(), 1<<20)
-		if err != nil || (events[len(events)-1] == "Reset 1 FLOW_CONTROL_ERROR") != acked {
-			t.Errorf("acknowledged %v: %.100q %v", acked, events, err)
+		if err != nil || (events[len(events)-1] == "Reset 1 FLOW_CONTROL_ERROR") != (acked != "never") {
+			t.Errorf("acknowledged %s the head: %.100q %v", acked, events, err)
 		}
+	}
+}
+
+// What we encode: no dynamic table, said once and first; frames no larger than the peer takes.
+func TestHeaderBlocks(t *testing.T) {
+	c := NewClient(Config{})
+	c.Sent(len(c.Out()))
+	h := &message.Head{Method: []byte("GET"), Path: []byte("/"), ContentLength: -1}
+	for id := range 2 {
+		if _, err := c.OpenStream(h, true); err != nil {
+			t.Fatal(err)
+		}
+		out := c.Out()
+		block := out[headerSize:]
+		if (block[0] == 0x20) != (id == 0) {
+			t.Errorf("request %d begins with %x", id, block)
+		}
+		c.Sent(len(out))
+	}
+	h.Add([]byte("a"), bytes.Repeat([]byte("b"), 60_000))
+	h.Add([]byte("c"), []byte("d"))
+	if _, err := c.OpenStream(h, true); err != nil {
+		t.Fatal(err)
+	}
+	out := said(t, c, true)
+	if len(out) != 1 || !strings.HasPrefix(out[0], "HEADERS 5 ") || !strings.HasSuffix(out[0], "b] [c: d] end") {
+		t.Errorf("%d frames, %.100q", len(out), out)
 	}
 }

@@ -49,15 +49,21 @@ func (c *Conn) Sent(n int) {
 	switch {
 	case c.sent == len(c.out):
 		c.out, c.sent, c.acks = c.out[:0], 0, 0
-		// An idle connection keeps no more than a small answer needs.
-		if cap(c.out) > 8<<10 {
-			c.out = nil
+		if len(c.streams) == 0 {
+			c.shrink()
 		}
 	case c.sent >= 64<<10:
 		c.out, c.sent = c.out[:copy(c.out, c.out[c.sent:])], 0
 	}
 	if full && !c.full() {
 		c.wake = len(c.waiting)
+	}
+}
+
+// shrink gives back a large out that is empty: an idle connection keeps no more than small answers need.
+func (c *Conn) shrink() {
+	if len(c.out) == 0 && cap(c.out) > 8<<10 {
+		c.out = nil
 	}
 }
 

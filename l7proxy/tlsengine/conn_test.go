@@ -603,6 +603,18 @@ func TestKeyUpdate(t *testing.T) {
 		p.server.Sent(len(p.server.Out()))
 		wantRead(t, p.client, "from the server", ErrDry)
 	}
+
+	// A message that has no place here ends the connection, also for what follows it;
+	// crypto/tls would go on.
+	p.server.Feed(k.record13(handshake, append([]byte{20, 0, 0, 32}, make([]byte, 32)...)))
+	p.server.Feed(k.record13(data, []byte("more")))
+	_, err := drain(p.server)
+	if err == nil || errors.Is(err, ErrDry) {
+		t.Fatalf("a stray Finished reads as %v", err)
+	}
+	if text, again := drain(p.server); text != "" || again != err {
+		t.Fatalf("after it the connection reads as %q, %v", text, again)
+	}
 }
 
 // prf is P_SHA256 of RFC 5246 §5.

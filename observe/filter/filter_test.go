@@ -199,7 +199,7 @@ func TestCombinations(t *testing.T) {
 
 // TestLosses: a loss is shown whatever one filters for, except by type.
 func TestLosses(t *testing.T) {
-	lost := &flow.Flow{Type: flow.TypeLost, Lost: 3}
+	lost := &flow.Flow{Type: flow.TypeLost, Lost: 3, Protocol: mesh.ProtocolTCP}
 	tests := []struct {
 		term filter.Term
 		want bool

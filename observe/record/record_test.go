@@ -112,6 +112,9 @@ func TestStrict(t *testing.T) {
 			return append(append(b[:18:18], 33), strings.Repeat("x", 33)...)
 		}),
 	}
+	labelled := flow.Flow{Type: flow.TypeTCP, Source: flow.Peer{Labels: map[string]string{"a": "1", "b": "2"}}}
+	tests["labels out of order"] = bytes.Replace(record.Append(nil, &labelled), []byte("\x01a\x011\x01b"), []byte("\x01b\x011\x01a"), 1)
+	tests["a label twice"] = bytes.Replace(record.Append(nil, &labelled), []byte("\x01b"), []byte("\x01a"), 1)
 	for name, b := range tests {
 		f, n, err := record.Decode(b)
 		if err == nil || errors.Is(err, record.ErrShort) {

@@ -46,8 +46,8 @@ type Ring struct {
 }
 
 // A slot is written under Ring.mu and read without: number is the flow's number
-// plus one, and zero while the slot changes. A reader that sees the number it
-// wants before and after loading the flow has that flow.
+// plus one, and zero while the slot changes. A reader that still sees the number
+// it wants after loading the flow has that flow.
 type slot struct {
 	number atomic.Uint64
 	flow   atomic.Pointer[flow.Flow]
@@ -96,9 +96,8 @@ func (r *Ring) Add(flows ...*flow.Flow) {
 // at returns flow n, or nil if it was overwritten. n must be below head.
 func (r *Ring) at(n uint64) *flow.Flow {
 	s := &r.slots[n&r.mask]
-	if s.number.Load() != n+1 {
-		return nil
-	}
+	// The slot held flow n when head passed n, so that what is loaded is flow n or a
+	// newer one; a newer one changed the number before.
 	f := s.flow.Load()
 	if s.number.Load() != n+1 {
 		return nil

@@ -822,7 +822,7 @@ func BenchmarkPublishOneAmong3000(b *testing.B) {
 	bytes, n := 0, 0
 	for b.Loop() {
 		n++
-		publish(b, s, upserts(virtualHost("t", "h0001.example", []int{302, 301}[n%2])))
+		publish(b, s, upserts(virtualHost("t", "h0001.example", []int{301, 302}[n%2])))
 		response, _ := r.next()
 		bytes += proto.Size(response)
 		r.ack(response)

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -378,19 +377,36 @@ type requests struct {
 // running starts a client and returns when its first request was answered.
 func running(cmd *lab.Command) (*requests, error) {
 	r := &requests{}
-	said, err := cmd.StderrPipe()
-	if err != nil {
-		return nil, err
-	}
-	cmd.Stdout = &r.stdout
+	first := newWaiter("requests are running")
+	cmd.Stdout, cmd.Stderr = &r.stdout, first
+	var err error
 	if r.Process, err = cmd.Start(); err != nil {
 		return nil, err
 	}
-	if _, err := said.Read(make([]byte, 1)); err != nil {
-		return nil, fmt.Errorf("the client ended before its first answer: %w", err)
+	select {
+	case <-first.said:
+		return r, nil
+	case <-r.Done:
+		return nil, fmt.Errorf("the client ended before its first answer: %w: %s", r.Err, first.text)
 	}
-	go io.Copy(io.Discard, said)
-	return r, nil
+}
+
+// waiter is a writer that waits for a word.
+type waiter struct {
+	word string
+	said chan struct{}
+	text string
+}
+
+func newWaiter(word string) *waiter { return &waiter{word: word, said: make(chan struct{})} }
+
+func (w *waiter) Write(b []byte) (int, error) {
+	before := strings.Contains(w.text, w.word)
+	w.text += string(b)
+	if !before && strings.Contains(w.text, w.word) {
+		close(w.said)
+	}
+	return len(b), nil
 }
 
 // tally waits for the client's end.
