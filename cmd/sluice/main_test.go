@@ -490,7 +490,7 @@ func TestTableIsPrintable(t *testing.T) {
 	if err := table.write(&out, false); err != nil {
 		t.Fatal(err)
 	}
-	if want := "A                  B\n" + `x\x1b]0;title\a  y\rz` + "\n→                  -\n"; out.String() != want {
+	if want := "A                B\n" + `x\x1b]0;title\a  y\rz` + "\n→                -\n"; out.String() != want {
 		t.Errorf("got\n%q, want\n%q", out.String(), want)
 	}
 }
