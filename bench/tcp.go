@@ -17,7 +17,7 @@ import (
 // addressOf finds a workload's IPv4 address in what `sluice workload list` printed.
 func addressOf(text, namespace, name string) string {
 	var list []struct {
-		Name      struct{ Namespace, Name string }
+		Name      string
 		Addresses []string
 		Ready     bool
 	}
@@ -25,7 +25,7 @@ func addressOf(text, namespace, name string) string {
 		return ""
 	}
 	for _, w := range list {
-		if w.Name.Namespace == namespace && w.Name.Name == name && w.Ready && len(w.Addresses) > 0 {
+		if w.Name == namespace+"/"+name && w.Ready && len(w.Addresses) > 0 {
 			return w.Addresses[0]
 		}
 	}
