@@ -664,6 +664,49 @@ func TestNoRenegotiation(t *testing.T) {
 	}
 }
 
+// FuzzFeed feeds an established connection what no peer encrypted, in two pieces, and
+// a handshake the same. Neither may yield plaintext or wait for ever.
+func FuzzFeed(f *testing.F) {
+	f.Add([]byte{23, 3, 3, 0, 1, 0}, uint16(3))
+	f.Add([]byte{21, 3, 3, 0, 2, 1, 0}, uint16(7))
+	f.Add([]byte{20, 3, 3, 0, 1, 1, 23, 3, 3, 0xff, 0xff}, uint16(6))
+	f.Add([]byte{22, 3, 1, 0, 5, 1, 0, 0, 1, 3}, uint16(0))
+	certs, client := setup(f)
+	cfg, _, _ := certs.Config("l", "a.test")
+	f.Fuzz(func(t *testing.T, wire []byte, cut uint16) {
+		n := min(int(cut), len(wire))
+		p := newPair(t, cfg, client)
+		p.mustHandshake()
+		var got string
+		var err error
+		for _, piece := range [][]byte{wire[:n], wire[n:]} {
+			p.server.Feed(piece)
+			if got, err = drain(p.server); got != "" {
+				t.Fatalf("forged plaintext %q", got)
+			}
+		}
+		p.server.FeedEOF()
+		if _, err = drain(p.server); err == nil || errors.Is(err, ErrDry) || errors.Is(err, io.EOF) {
+			t.Fatalf("a cut connection reads as %v", err)
+		}
+
+		woken := make(chan struct{}, 16)
+		c := Server(cfg, func() { woken <- struct{}{} })
+		defer c.Close()
+		c.Feed(wire[:n])
+		c.Feed(wire[n:])
+		c.FeedEOF()
+		for done := false; !done; {
+			if done, err = c.HandshakeDone(); !done {
+				<-woken
+			}
+		}
+		if err == nil {
+			t.Fatal("a handshake without a peer succeeded")
+		}
+	})
+}
+
 func TestDoesNotAllocate(t *testing.T) {
 	if raceDetector {
 		t.Skip("under the race detector a sync.Pool forgets on purpose")
