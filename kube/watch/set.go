@@ -34,7 +34,21 @@ type set struct {
 type candidate struct {
 	rank    rank
 	running bool
-	object  kube.Object
+	// absent says that the file is away, for a moment or for good: any other has
+	// precedence.
+	absent bool
+	object kube.Object
+}
+
+// compare orders candidates by precedence.
+func (c candidate) compare(o candidate) int {
+	switch {
+	case c.absent != o.absent && o.absent:
+		return -1
+	case c.absent != o.absent:
+		return 1
+	}
+	return c.rank.compare(o.rank)
 }
 
 // source is what a published object was made of.
@@ -73,11 +87,20 @@ func (s *set) put(key kube.Key, path string, c candidate) {
 	if s.candidates[key] == nil {
 		s.candidates[key] = map[string]candidate{}
 	}
-	if old, ok := s.candidates[key][path]; ok && old.object == c.object && old.rank == c.rank {
+	if old, ok := s.candidates[key][path]; ok && old == c {
 		return
 	}
 	s.candidates[key][path] = c
 	s.dirty[key] = true
+}
+
+// setAbsent notes that the file of a candidate went away or came back.
+func (s *set) setAbsent(key kube.Key, path string, absent bool) {
+	if c, ok := s.candidates[key][path]; ok && c.absent != absent {
+		c.absent = absent
+		s.candidates[key][path] = c
+		s.dirty[key] = true
+	}
 }
 
 func (s *set) drop(key kube.Key, path string) {
@@ -162,7 +185,7 @@ func (s *set) settle() (upserts []kube.Object, deletes []kube.Key, verdicts []ve
 // choose finds the version of an object that counts.
 func (s *set) choose(key kube.Key) (src source, verdicts []verdict) {
 	paths := slices.SortedFunc(maps.Keys(s.candidates[key]), func(a, b string) int {
-		return s.candidates[key][a].rank.compare(s.candidates[key][b].rank)
+		return s.candidates[key][a].compare(s.candidates[key][b])
 	})
 	// One version of each world counts: what is declared, and what runs.
 	var declared, running string
@@ -175,6 +198,9 @@ func (s *set) choose(key kube.Key) (src source, verdicts []verdict) {
 		}
 		if *first == "" {
 			*first = path
+			continue
+		}
+		if s.candidates[key][path].absent {
 			continue
 		}
 		now[path] = true
@@ -366,7 +392,7 @@ func (s *set) keepPublished(key kube.Key) bool {
 // pathOf returns the file whose version of an object counts.
 func (s *set) pathOf(key kube.Key) (path string) {
 	for p, c := range s.candidates[key] {
-		if path == "" || c.rank.compare(s.candidates[key][path].rank) < 0 {
+		if path == "" || c.compare(s.candidates[key][path]) < 0 {
 			path = p
 		}
 	}

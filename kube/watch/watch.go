@@ -525,6 +525,9 @@ func (f *Folder) read(path string) {
 	sum := sha256.Sum256(data)
 	if old != nil && err == nil && old.sum == sum {
 		old.stamp = stampOf(info)
+		for key := range old.objects {
+			f.set.setAbsent(key, path, false)
+		}
 		return
 	}
 	now := &file{rank: f.rankOf(path), sum: sum, stamp: stampOf(info), objects: map[kube.Key]manifest.Object{}, conflict: map[kube.Key]kube.Problem{}}
@@ -592,6 +595,9 @@ func (f *Folder) vanish(path string) {
 	}
 	if _, known := f.absent[path]; !known {
 		f.absent[path] = time.Now().Add(absence)
+		for key := range f.files[path].objects {
+			f.set.setAbsent(key, path, true)
+		}
 	}
 }
 
