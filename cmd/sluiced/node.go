@@ -151,12 +151,15 @@ func runNode(ctx context.Context, s *settings) error {
 // process (and so its children) into the node's own cgroup.
 func prepare(s *settings) error {
 	for path, mode := range map[string]os.FileMode{
-		s.State: 0o700, s.RunDir: 0o755, s.netnsDir(): 0o700, s.podsDir(): 0o700,
+		s.State: 0o711, s.proxyState(): 0o700, s.RunDir: 0o755, s.netnsDir(): 0o700, s.podsDir(): 0o700,
 		s.Cgroup: 0o755, s.nodeCgroup(): 0o755, s.workloadsCgroup(): 0o755,
 	} {
-		if err := os.MkdirAll(path, mode); err != nil {
+		if err := errors.Join(os.MkdirAll(path, mode), os.Chmod(path, mode)); err != nil {
 			return fmt.Errorf("make the node's folders: %w", err)
 		}
+	}
+	if err := os.Chown(s.proxyState(), s.ProxyUser, s.ProxyUser); err != nil {
+		return fmt.Errorf("give the proxy its state folder: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(s.nodeCgroup(), "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0o644); err != nil {
 		return fmt.Errorf("enter the cgroup %s: %w", s.nodeCgroup(), err)

@@ -263,6 +263,7 @@ func (s *settings) flowSocket() string    { return filepath.Join(s.RunDir, "flow
 func (s *settings) netnsDir() string      { return filepath.Join(s.RunDir, "netns") }
 func (s *settings) podsDir() string       { return filepath.Join(s.RunDir, "pods") }
 func (s *settings) settingsFile() string  { return filepath.Join(s.RunDir, "settings.json") }
+func (s *settings) proxyState() string    { return filepath.Join(s.State, "proxy") }
 func (s *settings) pins() string          { return filepath.Join(s.BPFFS, "sluice") }
 func (s *settings) nodeCgroup() string    { return filepath.Join(s.Cgroup, "node") }
 func (s *settings) workloadsCgroup() string {

@@ -93,7 +93,7 @@ func runWorker(ctx context.Context, s *settings) error {
 	w.store.Subscribe(w.routes.Apply)
 	w.store.Subscribe(certificates.Apply)
 	w.xds, err = client.New(client.Config{
-		Target: s.xdsSocket(), Node: s.NodeName, Role: client.RoleProxy, Store: w.store,
+		Target: s.xdsSocket(), Node: s.NodeName, Role: client.RoleProxy, StateDir: s.proxyState(), Store: w.store,
 		Validate: validate, FollowReferences: true, Logger: logger, Registerer: reg,
 		Initial: map[mesh.Kind][]string{
 			mesh.KindWorkload: {"*"}, mesh.KindService: {"*"}, mesh.KindListener: {"gateway/*"},
