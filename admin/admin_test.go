@@ -562,7 +562,7 @@ func TestFollowWithLoss(t *testing.T) {
 			r.Add(numbered(2, total-1)...)
 		}
 		if f.Type == flow.TypeLost {
-			if f.LostSource != ring.LostSource {
+			if f.LostSource != flow.LostByRing {
 				t.Errorf("lost by %q", f.LostSource)
 			}
 			lost += f.Lost

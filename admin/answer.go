@@ -71,11 +71,15 @@ type XDSType struct {
 	Client string `json:"client,omitempty"`
 	// Type is the last part of the type URL, such as "Listener".
 	Type string `json:"type"`
-	// Version is what was sent last, or received last in the answer of a client.
+	// Version is what was sent last, or received last in the answer of a client;
+	// empty where each resource has a version of its own.
 	Version string `json:"version,omitempty"`
-	// Acked is the last version that the client took, Nacked the last that it
-	// refused, with its Error; empty when the refusal was overcome.
-	Acked  string `json:"acked,omitempty"`
+	// Acked is the last version that the client took.
+	Acked string `json:"acked,omitempty"`
+	// Pending are how many changes were not yet sent or not yet answered.
+	Pending int `json:"pending,omitempty"`
+	// Nacked is what the client refused last, a version or a resource with its
+	// version; empty when the refusal was overcome. Error says why.
 	Nacked string `json:"nacked,omitempty"`
 	Error  string `json:"error,omitempty"`
 	// Resources are how many the client has of the type.

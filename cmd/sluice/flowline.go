@@ -61,11 +61,11 @@ func (l *flowLines) time(dst []byte, t time.Time) []byte {
 // lossText says where events were lost, in a sentence.
 func lossText(source string) string {
 	switch source {
-	case "kernel":
+	case flow.LostByKernel:
 		return "the kernel's event buffer was full"
-	case "proxy":
+	case flow.LostByProxy:
 		return "the node proxy could not hand them over"
-	case "ring":
+	case flow.LostByRing:
 		return "they came faster than they were read"
 	}
 	return "lost by " + printable(source)

@@ -109,6 +109,7 @@ func xdsOfNode() []admin.XDSType {
 		{Client: "n1/agent", Type: "Workload", Version: "12", Acked: "12", Resources: 6, Changed: now.Add(-3 * time.Minute)},
 		{Client: "n1/proxy", Type: "VirtualHost", Version: "13", Acked: "12", Resources: 4, Changed: now.Add(-2 * time.Second)},
 		{Client: "n1/proxy", Type: "Listener", Version: "9", Acked: "8", Nacked: "9", Error: "listener gateway/shop/edge/443: no certificate", Resources: 3},
+		{Client: "n1/proxy", Type: "Cluster", Pending: 2, Resources: 5},
 	}
 }
 

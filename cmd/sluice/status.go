@@ -223,13 +223,6 @@ func addMap(t *table, m admin.MapUsage) {
 
 func addStreams(t *table, p processStatus) {
 	for _, x := range p.Status.XDS {
-		state := cell{"in sync", green}
-		switch {
-		case x.Nacked != "" || x.Error != "":
-			state = cell{"refused " + x.Nacked, red}
-		case x.Acked != x.Version:
-			state = cell{"waiting", yellow}
-		}
-		t.add(string(p.Process)+" "+x.Type, fmt.Sprint(x.Resources), x.Acked, state)
+		t.add(string(p.Process)+" "+x.Type, fmt.Sprint(x.Resources), x.Acked, streamState(x))
 	}
 }

@@ -53,23 +53,29 @@ process refuses something or is not connected.`,
 func xdsTable(list []admin.XDSType, now time.Time) *table {
 	t := &table{header: []string{"CLIENT", "TYPE", "RESOURCES", "SENT", "TAKEN", "CHANGED", "STATE"}}
 	for _, x := range list {
-		state := cell{"in sync", green}
-		switch {
-		case x.Nacked != "" || x.Error != "":
-			state = cell{"refused " + x.Nacked, red}
-		case x.Acked != x.Version:
-			state = cell{"waiting", yellow}
-		}
-		t.add(x.Client, x.Type, fmt.Sprint(x.Resources), x.Version, x.Acked, age(x.Changed, now), state)
+		t.add(x.Client, x.Type, fmt.Sprint(x.Resources), x.Version, x.Acked, age(x.Changed, now), streamState(x))
 	}
 	return t
+}
+
+// streamState sums one type of a stream up.
+func streamState(x admin.XDSType) cell {
+	switch {
+	case x.Nacked != "":
+		return cell{"refused " + x.Nacked, red}
+	case x.Pending > 0:
+		return cell{fmt.Sprintf("%d waiting", x.Pending), yellow}
+	case x.Acked != x.Version || x.Error != "":
+		return cell{"waiting", yellow}
+	}
+	return cell{"in sync", green}
 }
 
 // xdsRemarks returns a line for each refusal.
 func xdsRemarks(list []admin.XDSType) []string {
 	var out []string
 	for _, x := range list {
-		if x.Nacked != "" || x.Error != "" {
+		if x.Nacked != "" {
 			out = append(out, fmt.Sprintf("%s refused %s %s: %s", x.Client, x.Type, x.Nacked, x.Error))
 		}
 	}

@@ -172,7 +172,7 @@ func TestFromProxyToAgent(t *testing.T) {
 		t.Errorf("a flow ended in the future, at %v", f.Time)
 	}
 	q1.Add(&flow.Flow{Type: flow.TypeLost, Lost: 3, LostSource: "kernel", Node: "x"})
-	if f := got.next(t); f.Lost != 3 || f.LostSource != feed.LostSource || f.Node != "n1" {
+	if f := got.next(t); f.Lost != 3 || f.LostSource != flow.LostByProxy || f.Node != "n1" {
 		t.Errorf("a loss arrived as %+v", f)
 	}
 	if n := counter(t, reg, "sluice_flow_feed_lost_total"); n != 0 {

@@ -237,7 +237,7 @@ func (r *Receiver) complete(f *flow.Flow, now time.Time) {
 	}
 	f.Node = r.node
 	if f.Type == flow.TypeLost {
-		f.LostSource = LostSource
+		f.LostSource = flow.LostByProxy
 		return
 	}
 	f.Lost, f.LostSource = 0, ""

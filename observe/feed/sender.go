@@ -16,9 +16,6 @@ import (
 	"github.com/sluice-mesh/sluice/observe/record"
 )
 
-// LostSource is the Flow.LostSource of what the proxy could not hand over.
-const LostSource = "proxy"
-
 const (
 	// DefaultQueueBytes of a worker hold about 1,500 requests.
 	DefaultQueueBytes = 256 << 10
@@ -271,7 +268,7 @@ func (w *writer) send(ctx context.Context, records []byte, lost uint64) (sent in
 			}
 			sent, framed = sent+framed, 0
 		}
-		w.frame = record.Append(w.frame, &flow.Flow{Time: time.Now(), Type: flow.TypeLost, Lost: lost, LostSource: LostSource})
+		w.frame = record.Append(w.frame, &flow.Flow{Time: time.Now(), Type: flow.TypeLost, Lost: lost, LostSource: flow.LostByProxy})
 	}
 	if !w.sendFrame(ctx) {
 		return sent, false

@@ -31,6 +31,13 @@ const (
 	TypeLost   Type = 5 // Lost events that nobody could record
 )
 
+// The words of Flow.LostSource.
+const (
+	LostByKernel = "kernel" // the kernel programs' event buffer was full
+	LostByProxy  = "proxy"  // the node proxy could not hand them to the agent
+	LostByRing   = "ring"   // they were overwritten before a reader got to them
+)
+
 // Peer is one side of a flow. Unknown fields are zero.
 type Peer struct {
 	AddrPort netip.AddrPort    `json:"address,omitzero"`
@@ -65,7 +72,7 @@ type Flow struct {
 	HTTP *HTTP  `json:"http,omitempty"`
 	DNS  *DNS   `json:"dns,omitempty"`
 	Lost uint64 `json:"lost,omitempty"` // TypeLost: how many
-	// LostSource says where they were lost: "kernel", "proxy" or "ring".
+	// LostSource says where they were lost, in one of the words above.
 	LostSource string `json:"lost_source,omitempty"`
 }
 

@@ -105,7 +105,7 @@ func NewFlows(r prometheus.Registerer) (*Flows, error) {
 }
 
 // lostSources are the words of flow.Flow.LostSource; another one counts as the last.
-var lostSources = []string{"kernel", "proxy", "ring", "other"}
+var lostSources = []string{flow.LostByKernel, flow.LostByProxy, flow.LostByRing, "other"}
 
 // rcodes are the answers that a resolver gives (RFC 1035 §4.1.1, RFC 2136 §2.2);
 // another one counts as "other".
@@ -125,7 +125,7 @@ func (m *Flows) count(f *flow.Flow) {
 	if f.Type == flow.TypeLost {
 		source := f.LostSource
 		switch source {
-		case "kernel", "proxy", "ring":
+		case flow.LostByKernel, flow.LostByProxy, flow.LostByRing:
 		default:
 			source = "other"
 		}

@@ -107,7 +107,7 @@ func TestCounts(t *testing.T) {
 	for name, value := range got {
 		t.Errorf("unexpected %s %s", name, value)
 	}
-	if s := r.Stats(); s.Added != 8 || s.Lost != 7 {
+	if s := r.Stats(); s.Added != 8 || s.Lost != 7 || s.LostByKernel != 5 || s.LostByProxy != 0 {
 		t.Errorf("the ring has %+v", s)
 	}
 	if _, err := metrics.NewFlows(reg); err == nil {

@@ -26,9 +26,6 @@ const (
 	DefaultSize = 1 << 15
 )
 
-// LostSource is the Flow.LostSource of what a reader missed.
-const LostSource = "ring"
-
 // Ring holds the newest flows. Create it with New. All methods may be called by
 // many goroutines at a time.
 type Ring struct {
@@ -38,7 +35,8 @@ type Ring struct {
 	// head is the number of flows ever added; flow n is in slot n&mask.
 	head       atomic.Uint64
 	overwrites atomic.Uint64 // flows that readers missed
-	lost       atomic.Uint64 // sum of Lost of the TypeLost flows that were added
+	// The sums of Lost of the TypeLost flows that were added, by who lost them.
+	lostByKernel, lostByProxy, lostByOthers atomic.Uint64
 
 	// mu guards writing of slots and head, and followers.
 	mu        sync.Mutex
@@ -81,7 +79,7 @@ func (r *Ring) Add(flows ...*flow.Flow) {
 		n++
 		s.number.Store(n)
 		if f.Type == flow.TypeLost {
-			r.lost.Add(f.Lost)
+			r.countLoss(f)
 		}
 	}
 	r.head.Store(n)
@@ -90,6 +88,17 @@ func (r *Ring) Add(flows ...*flow.Flow) {
 		case reader.wake <- struct{}{}:
 		default:
 		}
+	}
+}
+
+func (r *Ring) countLoss(f *flow.Flow) {
+	switch f.LostSource {
+	case flow.LostByKernel:
+		r.lostByKernel.Add(f.Lost)
+	case flow.LostByProxy:
+		r.lostByProxy.Add(f.Lost)
+	default:
+		r.lostByOthers.Add(f.Lost)
 	}
 }
 
@@ -232,7 +241,7 @@ func (rd *Reader) skip(end uint64) *flow.Flow {
 	lost := next - rd.next
 	rd.next = next
 	rd.ring.overwrites.Add(lost)
-	return &flow.Flow{Time: time.Now(), Type: flow.TypeLost, Lost: lost, LostSource: LostSource}
+	return &flow.Flow{Time: time.Now(), Type: flow.TypeLost, Lost: lost, LostSource: flow.LostByRing}
 }
 
 func (rd *Reader) selects(f *flow.Flow) bool {
@@ -256,9 +265,11 @@ type Stats struct {
 	Held int `json:"held"`
 	// Added counts flows, TypeLost ones included.
 	Added uint64 `json:"added"`
-	// Lost is the sum of the losses that were recorded in the ring: what the kernel
-	// or the proxy could not hand over.
-	Lost uint64 `json:"lost"`
+	// Lost is the sum of the losses that were recorded in the ring, and the others
+	// are its parts: what the kernel and the proxy could not hand over.
+	Lost         uint64 `json:"lost"`
+	LostByKernel uint64 `json:"lost_by_kernel"`
+	LostByProxy  uint64 `json:"lost_by_proxy"`
 	// Overwritten counts flows that readers missed, once for each reader.
 	Overwritten uint64 `json:"overwritten"`
 	// Followers are the readers that wait for more.
@@ -271,8 +282,10 @@ func (r *Ring) Stats() Stats {
 	followers := len(r.followers)
 	r.mu.Unlock()
 	head := r.head.Load()
+	kernel, proxy := r.lostByKernel.Load(), r.lostByProxy.Load()
 	return Stats{
 		Size: len(r.slots), Held: int(head - r.oldest(head)), Added: head,
-		Lost: r.lost.Load(), Overwritten: r.overwrites.Load(), Followers: followers,
+		Lost: kernel + proxy + r.lostByOthers.Load(), LostByKernel: kernel, LostByProxy: proxy,
+		Overwritten: r.overwrites.Load(), Followers: followers,
 	}
 }

@@ -173,7 +173,7 @@ func TestSlowFollower(t *testing.T) {
 	defer reader.Close()
 	r.Add(numbered(0, 100)...)
 	f, err := reader.Next(t.Context())
-	if err != nil || f.Type != flow.TypeLost || f.LostSource != ring.LostSource || f.Time.IsZero() {
+	if err != nil || f.Type != flow.TypeLost || f.LostSource != flow.LostByRing || f.Time.IsZero() {
 		t.Fatalf("got %+v, %v; want a lost flow", f, err)
 	}
 	want := f.Lost
