@@ -207,8 +207,11 @@ func runWorker(ctx context.Context, s *settings) error {
 
 // validate refuses what decodes and cannot be used.
 func validate(r mesh.Resource) error {
-	if v, ok := r.(*mesh.VirtualHost); ok {
-		return route.Validate(v)
+	switch r := r.(type) {
+	case *mesh.VirtualHost:
+		return route.Validate(r)
+	case *mesh.Certificate:
+		return tlsengine.ValidateCertificate(r)
 	}
 	return nil
 }
