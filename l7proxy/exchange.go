@@ -85,6 +85,7 @@ type exchange struct {
 	started int64
 	moved   int64 // when a byte last moved
 	tries   int
+	repeats int // of those that nobody asked for
 	status  int
 	reason  flow.Reason
 	detail  string
@@ -98,7 +99,6 @@ type exchange struct {
 	reqEnded  bool // the request is here as a whole
 	bodySent  bool // some of the body was handed to a try
 	responded bool // the final head was written
-	retried   bool // a stale connection's request was repeated
 	upgraded  bool
 
 	deadline loop.Timer // of the request
@@ -130,12 +130,12 @@ func (x *exchange) begun(d *downConn, down downstream, h *message.Head) {
 	x.rule, x.backend, x.cluster, x.endpoint, x.pool = nil, nil, nil, nil, nil
 	x.scratch.Reset()
 	x.started, x.moved = x.w.loop.Now(), x.w.loop.Now()
-	x.tries, x.status, x.reason, x.detail = 0, 0, flow.ReasonNone, ""
+	x.tries, x.repeats, x.status, x.reason, x.detail = 0, 0, 0, flow.ReasonNone, ""
 	x.grpcOut = x.grpcOut[:0]
 	x.bytesIn, x.bytesOut = 0, 0
 	x.trailers = x.trailers[:0]
 	x.active, x.decided, x.waiting = true, false, false
-	x.reqEnded, x.bodySent, x.responded, x.retried, x.upgraded = h.End, false, false, false, false
+	x.reqEnded, x.bodySent, x.responded, x.upgraded = h.End, false, false, false
 	x.recording = false
 	d.exchanges++
 	x.w.metrics.active[d.journey].Inc()
@@ -380,7 +380,7 @@ func (x *exchange) connect(pooled bool) {
 	pool := x.endpoint.Pool(x.d.workload, x.upstreamProtocol())
 	if pooled {
 		if c := pool.Get(); c != nil {
-			x.attach(c, true)
+			x.attach(c)
 			return
 		}
 	}
@@ -415,38 +415,37 @@ func (x *exchange) Dialed(c upstream.Conn, err error) {
 			reason = flow.ReasonConnectTimeout
 		}
 		x.detail = err.Error()
-		x.tryFailed(reason, true)
-		down.push()
+		x.tryFailed(reason, true, true)
+		x.push(down)
 		return
 	}
-	x.attach(c, false)
+	x.attach(c)
 	x.push(down)
 	down.wake()
 }
 
-// attach sends what there is of the request. reused says that the connection may
-// have died in the pool unnoticed.
-func (x *exchange) attach(c upstream.Conn, reused bool) {
+// attach sends what there is of the request.
+func (x *exchange) attach(c upstream.Conn) {
 	_, multiplexed := c.(*h2up)
 	// An HTTP/2 endpoint says of a request whether it may be repeated, whatever its
 	// method (RFC 9113 §8.7).
-	x.recording = x.rule.Retry != nil && x.rule.Retry.Attempts > 0 || multiplexed || reused && idempotent(x.method)
+	x.recording = x.rule.Retry != nil && x.rule.Retry.Attempts > 0 || multiplexed || idempotent(x.method)
 	x.bodySent = false
 	var err error
 	switch c := c.(type) {
 	case *h1up:
 		x.up = c
-		err = c.begin(x, reused)
+		err = c.begin(x)
 	case *h2up:
 		var s *h2upStream
-		if s, err = c.open(x, reused); err == nil {
+		if s, err = c.open(x); err == nil {
 			x.up = s
 		}
 	}
 	if err != nil {
 		x.up = nil
 		x.detail = err.Error()
-		x.tryFailed(flow.ReasonUpstreamReset, true)
+		x.tryFailed(flow.ReasonUpstreamReset, true, true)
 		return
 	}
 	if x.head.End {
@@ -592,46 +591,62 @@ func (x *exchange) noteGRPC(fields []message.Field) {
 	}
 }
 
+// maxRepeats bounds the tries that are repeated although no rule says so.
+const maxRepeats = 2
+
 // tryFailed says that the current try ended without a complete response. unsent
-// says that the endpoint cannot have seen the request.
-func (x *exchange) tryFailed(reason flow.Reason, unsent bool) {
-	x.tryEnded(reason, unsent, false)
-}
-
-// stale says that a pooled connection ended before any byte of the response.
-func (x *exchange) stale(reason flow.Reason, unsent bool) {
-	x.tryEnded(reason, unsent, true)
-}
-
-func (x *exchange) tryEnded(reason flow.Reason, unsent, stale bool) {
+// says that the endpoint cannot have acted on the request, silent that no byte of
+// a response came.
+func (x *exchange) tryFailed(reason flow.Reason, unsent, silent bool) {
 	x.up = nil
 	x.w.loop.StopTimer(&x.pause)
 	if !x.active {
 		return
 	}
+	x.uncount()
 	if x.responded {
 		x.reason = reason
-		x.uncount()
 		x.down.abort()
 		x.finish()
 		return
 	}
-	if stale && !x.retried && (x.recording || x.head.End || !x.bodySent) &&
-		(unsent || idempotent(x.method) || !x.head.End && !x.bodySent) {
-		x.retried = true
-		x.w.metrics.staleRetries.Inc()
-		if t := x.rule.Timeouts.Backend; t > 0 {
-			x.w.loop.SetTimer(&x.pause, x.w.loop.Now()+int64(t))
-		}
-		x.connect(false)
+	if (unsent || silent) && x.repeat(unsent) {
 		return
 	}
-	x.uncount()
 	if x.rule.Retry != nil && x.repeatable() {
 		x.backoff()
 		return
 	}
 	x.refuse(failureStatus(reason), reason)
+}
+
+// repeat tries once more, at once, where that is safe: the endpoint has not acted on
+// the request, or the request is idempotent and ended in silence, as on a pooled
+// connection that has died (RFC 9110 §9.2.2). An endpoint that cannot be reached is
+// not asked again.
+func (x *exchange) repeat(unsent bool) bool {
+	whole := x.head.End || x.recording || !x.bodySent
+	if x.repeats >= maxRepeats || !whole || !unsent && !idempotent(x.method) && (x.head.End || x.bodySent) {
+		return false
+	}
+	if c, _ := x.w.cluster(x.backend.Cluster); c != nil {
+		x.cluster = c
+	}
+	e := x.cluster.Pick(x.endpoint)
+	if e == nil || e == x.endpoint && unsent {
+		return false
+	}
+	x.repeats++
+	x.w.metrics.repeats.Inc()
+	another := e != x.endpoint
+	x.endpoint = e
+	e.Active++
+	x.counted = true
+	if t := x.rule.Timeouts.Backend; t > 0 {
+		x.w.loop.SetTimer(&x.pause, x.w.loop.Now()+int64(t))
+	}
+	x.connect(another)
+	return true
 }
 
 // failureStatus is the status that answers a failed try.

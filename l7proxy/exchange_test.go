@@ -483,8 +483,8 @@ func TestExchangeStaleConnection(t *testing.T) {
 			t.Fatalf("request %d: %d %q", i, res.StatusCode, body)
 		}
 	}
-	if conns.Load() != 4 || l.metric("sluice_proxy_stale_retries_total") != 3 {
-		t.Errorf("%d connections, %v stale retries", conns.Load(), l.metric("sluice_proxy_stale_retries_total"))
+	if conns.Load() != 4 || l.metric("sluice_proxy_repeats_total") != 3 {
+		t.Errorf("%d connections, %v repeats", conns.Load(), l.metric("sluice_proxy_repeats_total"))
 	}
 	// One that is not idempotent is not repeated.
 	res, err := c.Post("http://web/", "", strings.NewReader("body"))

@@ -19,7 +19,6 @@ type h1up struct {
 	x      *exchange
 	down   downstream // x's, to push when x is over
 
-	reused  bool // for the present exchange
 	sent    bool // some of the request reached the kernel
 	heard   bool // some of the response came
 	asked   bool // the whole request was written
@@ -53,10 +52,10 @@ func (u *h1up) close() {
 }
 
 // begin writes the head of x's request.
-func (u *h1up) begin(x *exchange, reused bool) error {
+func (u *h1up) begin(x *exchange) error {
 	u.w.loop.StopTimer(&u.timer)
 	u.x, u.down = x, x.down
-	u.reused, u.sent, u.heard, u.closing = reused, false, false, false
+	u.sent, u.heard, u.closing = false, false, false
 	u.asked = x.head.End
 	u.parser.ExpectResponseTo(x.head.Method)
 	out := u.writer.AppendRequest(u.room(headSize(&x.head)), &x.head)
@@ -138,7 +137,7 @@ func (u *h1up) push() {
 
 // fail ends the connection and the try on it.
 func (u *h1up) fail(reason flow.Reason, err error) {
-	x, reused, heard, unsent := u.x, u.reused, u.heard, !u.sent
+	x, heard, unsent := u.x, u.heard, !u.sent
 	u.x = nil
 	u.close()
 	if x == nil {
@@ -147,11 +146,8 @@ func (u *h1up) fail(reason flow.Reason, err error) {
 	if err != nil {
 		x.detail = err.Error()
 	}
-	if reused && !heard && reason == flow.ReasonUpstreamReset {
-		x.stale(reason, unsent)
-	} else {
-		x.tryFailed(reason, unsent)
-	}
+	died := reason == flow.ReasonUpstreamReset && !heard
+	x.tryFailed(reason, died && unsent, died)
 }
 
 // Ready is called by the loop.
@@ -272,10 +268,13 @@ func (u *h1up) head(rest []byte) {
 		u.x.upgrade(u, h, rest)
 		return
 	}
+	closing := h.Close
 	if h.Status >= 200 {
-		u.closing = h.Close
+		u.closing = closing
 	}
 	u.x.response(h)
+	// The client's side set its own wish, in a head that is the parser's.
+	h.Close = closing
 }
 
 // eof is the end of the endpoint's bytes.

@@ -18,6 +18,7 @@ type h2up struct {
 	conn     *http2.Conn
 	streams  map[uint32]*h2upStream
 	dirty    bool // queued for Flush
+	settled  bool // the endpoint's SETTINGS are here
 	leaving  bool // out of the pool: closes when no stream is left
 	timer    loop.Timer
 	lastTick int64
@@ -31,7 +32,6 @@ type h2upStream struct {
 	down downstream
 	sendQueue
 	unconsumed int
-	reused     bool
 	heard      bool // some of the response came
 	asked      bool // the whole request was written
 }
@@ -55,6 +55,10 @@ func (u *h2up) CanOpen() int {
 	if u.leaving {
 		return 0
 	}
+	if !u.settled {
+		// How many the endpoint allows is not known: one does not have to wait.
+		return 1 - min(1, len(u.streams))
+	}
 	return u.conn.CanOpen()
 }
 
@@ -68,13 +72,13 @@ func (u *h2up) Retire() {
 }
 
 // open starts a stream for x.
-func (u *h2up) open(x *exchange, reused bool) (*h2upStream, error) {
+func (u *h2up) open(x *exchange) (*h2upStream, error) {
 	id, err := u.conn.OpenStream(&x.head, x.head.End)
 	if err != nil {
 		return nil, err
 	}
 	s := u.w.takeH2up()
-	s.u, s.id, s.x, s.down, s.reused = u, id, x, x.down, reused
+	s.u, s.id, s.x, s.down = u, id, x, x.down
 	s.asked = x.head.End
 	s.wire = &u.wire
 	u.streams[id] = s
@@ -171,16 +175,12 @@ func (s *h2upStream) free() {
 
 // fail ends the try. unsent says that the endpoint promised not to have acted on it.
 func (s *h2upStream) fail(reason flow.Reason, err error, unsent bool) {
-	x, stale := s.x, !s.heard && (s.reused || unsent)
+	x, died := s.x, reason == flow.ReasonUpstreamReset && !s.heard
 	s.free()
 	if err != nil {
 		x.detail = err.Error()
 	}
-	if stale {
-		x.stale(reason, unsent)
-	} else {
-		x.tryFailed(reason, unsent)
-	}
+	x.tryFailed(reason, died && unsent, died)
 }
 
 // Ready is called by the loop.
@@ -236,6 +236,7 @@ func (u *h2up) feed(buf []byte) []byte {
 			u.leave()
 			continue
 		case http2.Settings:
+			u.known()
 			u.pool.Serve(u)
 			u.w.dialPool(u.pool)
 			continue
@@ -362,7 +363,17 @@ func (u *h2up) Flush() {
 	}
 }
 
+// known ends the time in which nobody knows how many streams the connection takes;
+// it counts as connecting until then, so that those who wait do not dial.
+func (u *h2up) known() {
+	if !u.settled {
+		u.settled = true
+		u.pool.Connecting--
+	}
+}
+
 func (u *h2up) close() {
+	u.known()
 	u.leaving = true
 	u.pool.Remove(u)
 	u.w.loop.DropTimer(&u.timer)

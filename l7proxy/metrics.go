@@ -25,7 +25,7 @@ type metrics struct {
 	bytesIn     [journeys]prometheus.Counter
 	bytesOut    [journeys]prometheus.Counter
 
-	retries, staleRetries     prometheus.Counter
+	retries, repeats          prometheus.Counter
 	connects, connectFailures prometheus.Counter
 
 	noRule ruleMetrics // of requests that no rule took
@@ -66,9 +66,9 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "sluice_proxy_retries_total",
 			Help: "Tries that were repeated because a rule says so.",
 		}),
-		staleRetries: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "sluice_proxy_stale_retries_total",
-			Help: "Requests that were repeated because their pooled connection had died.",
+		repeats: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_proxy_repeats_total",
+			Help: "Tries that were repeated although no rule says so, because that was safe: the endpoint had not seen the request, or the request is idempotent and its connection died in silence.",
 		}),
 		connects: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "sluice_proxy_upstream_connects_total",
@@ -93,7 +93,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		Help: "Bytes of bodies and raw connections that ended, from (in) and to (out) clients.",
 	}, []string{"journey", "direction"})
 	for _, c := range []prometheus.Collector{
-		m.requests, m.duration, m.closed, m.retries, m.staleRetries, m.connects, m.connectFailures,
+		m.requests, m.duration, m.closed, m.retries, m.repeats, m.connects, m.connectFailures,
 		conns, connsActive, active, bytes,
 	} {
 		if err := reg.Register(c); err != nil {

@@ -328,7 +328,9 @@ func (w *worker) dialPool(pool *upstream.Pool) {
 
 func (p *poolDial) done(_ *upstream.Dial, c *loop.Conn, err error) {
 	w, pool := p.w, p.pool
-	pool.Connecting--
+	if err != nil || pool.Protocol == upstream.HTTP1 {
+		pool.Connecting-- // of HTTP/2 when the SETTINGS are here
+	}
 	if err != nil {
 		w.metrics.connectFailures.Inc()
 		pool.Failed(err)
