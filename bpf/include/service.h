@@ -24,7 +24,7 @@ enum lookup {
 	LOOKUP_NONE = 0,  /* no such service */
 	LOOKUP_FOUND = 1, /* choice is set */
 	LOOKUP_PROXY = 2, /* goes to the node proxy: only service and flags of choice are set */
-	LOOKUP_EMPTY = 3, /* a service without endpoints: only service and flags are set */
+	LOOKUP_EMPTY = 3, /* a service without endpoints, or none that could be read */
 };
 
 /*
@@ -46,15 +46,18 @@ static __always_inline bool frontend_equal(const struct frontend *a, const struc
 	return addr_equal(&a->addr, &b->addr) && a->port == b->port && a->protocol == b->protocol;
 }
 
-/* service_load - copy the service of a frontend; false if there is none. */
-static __always_inline bool service_load(const struct frontend *key, struct service *out)
+/*
+ * service_load - copy the service of a frontend.
+ * LOOKUP_EMPTY: it could not be read, and what it says is not known.
+ */
+static __always_inline enum lookup service_load(const struct frontend *key, struct service *out)
 {
 	struct service *s;
 
 	for (int look = 0; look < SERVICE_LOOKS; look++) {
 		s = bpf_map_lookup_elem(&services, key);
 		if (!s)
-			return false;
+			return LOOKUP_NONE;
 		out->id = load_fresh(s->id);
 		out->generation = load_fresh(s->generation);
 		out->count = load_fresh(s->count);
@@ -64,9 +67,9 @@ static __always_inline bool service_load(const struct frontend *key, struct serv
 		out->self.port = load_fresh(s->self.port);
 		out->self.protocol = load_fresh(s->self.protocol);
 		if (frontend_equal(&out->self, key))
-			return true;
+			return LOOKUP_FOUND;
 	}
-	return false;
+	return LOOKUP_EMPTY;
 }
 
 static __always_inline bool is_member(__u32 service, const union addr *addr, __be16 port)
@@ -130,12 +133,14 @@ static __always_inline enum lookup service_choose(const struct frontend *key, __
 	struct affinity_key affinity = { .netns_cookie = netns_cookie };
 	struct endpoint_key slot = {};
 	struct service s = {};
+	enum lookup found;
 	struct endpoint *e;
 	__u32 random;
 
 	for (int look = 0; look < SERVICE_LOOKS; look++) {
-		if (!service_load(key, &s))
-			return LOOKUP_NONE;
+		found = service_load(key, &s);
+		if (found != LOOKUP_FOUND)
+			return found;
 		out->service = s.id;
 		out->flags = s.flags;
 		out->generation = s.generation;

@@ -505,6 +505,53 @@ func TestChangeWhileConnecting(t *testing.T) {
 	}
 }
 
+// TestRecycled: an element that is used again for another key while a program reads it, which the
+// test imitates by what such an element looks like, is not believed.
+func TestRecycled(t *testing.T) {
+	m := lab.NewMesh(t)
+	p, b := m.Enrol(t, "client"), m.Enrol(t, "backend")
+	v4, _ := backends(t, b, 1)
+	m.SetService(t, svc("a", []netip.Addr{vip4}, tcpPort(80, v4...)))
+	m.SetService(t, svc("b", []netip.Addr{other}, tcpPort(80, v4...)))
+	app := p.App(t)
+	maps := m.Datapath.Maps()
+	key := bpf.FrontendFrom(at(vip4, 80), uint8(mesh.ProtocolTCP))
+	var good, wrong bpf.MeshService
+	if err := errors.Join(maps.Services.Lookup(key, &good),
+		maps.Services.Lookup(bpf.FrontendFrom(at(other, 80), uint8(mesh.ProtocolTCP)), &wrong)); err != nil {
+		t.Fatal(err)
+	}
+	slot := bpf.MeshEndpointKey{Service: good.Id, Generation: good.Generation}
+	var endpoint bpf.MeshEndpoint
+	if err := maps.Endpoints.Lookup(slot, &endpoint); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(what string) {
+		t.Helper()
+		if err := app.Connect(app.Socket(unix.AF_INET, unix.SOCK_STREAM), at(vip4, 80)); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("%s: %v, want ECONNREFUSED", what, err)
+		}
+	}
+	put := func(m *ebpf.Map, key, value any) {
+		t.Helper()
+		if err := m.Put(key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(maps.Services, key, wrong)
+	refused("the service of another frontend")
+	put(maps.Services, key, good)
+	dialTCP(t, app, unix.AF_INET, at(vip4, 80))
+	for _, change := range []func(*bpf.MeshEndpoint){
+		func(e *bpf.MeshEndpoint) { e.Service++ }, func(e *bpf.MeshEndpoint) { e.Generation++ },
+	} {
+		e := endpoint
+		change(&e)
+		put(maps.Endpoints, slot, e)
+		refused("the endpoint of another set")
+	}
+}
+
 // dump returns what the kernel has, ids and generations left out.
 func dump(t *testing.T, d *loader.Datapath) map[string]string {
 	t.Helper()

@@ -278,10 +278,12 @@ func TestForgery(t *testing.T) {
 	p, b := m.Enrol(t, "client"), m.Enrol(t, "backend")
 	m.SetService(t, steered())
 	app := p.App(t)
-	fd := app.Socket(unix.AF_INET, unix.SOCK_STREAM)
-	// Redirected to a port where nobody listens yet.
-	if err := app.Connect(fd, at(vip4, 80)); !errors.Is(err, unix.ECONNREFUSED) {
-		t.Fatalf("connect without a listener: %v", err)
+	fd, other := app.Socket(unix.AF_INET, unix.SOCK_STREAM), app.Socket(unix.AF_INET, unix.SOCK_STREAM)
+	for _, fd := range []int{fd, other} {
+		// Redirected to a port where nobody listens yet.
+		if err := app.Connect(fd, at(vip4, 80)); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Fatalf("connect without a listener: %v", err)
+		}
 	}
 	if n := entries(t, m); n != 0 {
 		t.Errorf("%d records outlive their connection", n)
@@ -300,13 +302,15 @@ func TestForgery(t *testing.T) {
 			{AddrPort: at(p.Addr4, steer.OutboundPort)},
 		}}},
 	})
-	if err := app.Connect(fd, at(netip.MustParseAddr("10.96.9.9"), 1)); err != nil {
-		t.Fatalf("connect: %v", err)
+	for _, fd := range []int{fd, other} {
+		if err := app.Connect(fd, at(netip.MustParseAddr("10.96.9.9"), 1)); err != nil {
+			t.Fatalf("connect: %v", err)
+		}
+		if got := app.Recv(fd); got != "unknown" {
+			t.Errorf("the proxy believed %q", got)
+		}
 	}
-	if got := app.Recv(fd); got != "unknown" {
-		t.Errorf("the proxy believed %q", got)
-	}
-	// So does a connection from another pod, which is not steered here.
+	// What is no service is left alone.
 	fd = app.Socket(unix.AF_INET, unix.SOCK_STREAM)
 	b.Echo(t, "b", at(b.Addr4, 80))
 	if err := app.Connect(fd, at(b.Addr4, 80)); err != nil {
