@@ -106,6 +106,7 @@ type Parser struct {
 	blank    bool // the empty line that may precede a request was there
 	startOK  bool // the start line of an incomplete head was checked
 	final    bool // the message is not an interim response
+	last     bool // the connection ends after the message, whatever becomes of head.Close
 	interims int
 	err      error
 
@@ -262,6 +263,7 @@ func (p *Parser) Next(buf []byte) (n int, ev Event, err error) {
 			if err := p.parseHead(in[:size]); err != nil {
 				return n, Event{}, err
 			}
+			p.last = p.head.Close
 			p.lines, p.scanned, p.startOK, p.blank = p.lines[:0], 0, false, false
 			return n + size, Event{Kind: Head}, nil
 
@@ -365,7 +367,7 @@ func (p *Parser) end() {
 		p.next++
 		p.interims = 0
 	}
-	if p.head.Close {
+	if p.last {
 		p.state = inDiscard
 	}
 }

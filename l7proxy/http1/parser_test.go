@@ -533,6 +533,26 @@ func TestUpgradeOfRequestParser(t *testing.T) {
 	}
 }
 
+// A filter may change the head; what the connection does next was decided before.
+func TestHeadIsTheCallers(t *testing.T) {
+	p := newRequest()
+	buf := []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\nGET /2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\nGET /3")
+	for _, path := range []string{"/", "/2"} {
+		n, ev, err := p.Next(buf)
+		if ev.Kind != Head || err != nil || string(p.Head().Path) != path {
+			t.Fatal(ev.Kind, err)
+		}
+		buf = buf[n:]
+		p.Head().Close = !p.Head().Close
+		if _, ev, err := p.Next(buf); ev.Kind != End || err != nil {
+			t.Fatal(ev.Kind, err)
+		}
+	}
+	if n, ev, err := p.Next(buf); n != len(buf) || ev.Kind != NeedMore || err != nil {
+		t.Error(n, ev.Kind, err)
+	}
+}
+
 func TestIdle(t *testing.T) {
 	p := NewResponseParser(Limits{})
 	step := func(want bool) {

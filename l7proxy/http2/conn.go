@@ -109,8 +109,8 @@ const (
 	// maxInterim is how many 1xx responses may come before the final one.
 	maxInterim = 16
 	// maxRemembered is how many streams that we reset are remembered, because frames of them may
-	// be on the way (RFC 9113 §5.1).
-	maxRemembered = 256
+	// be on the way (RFC 9113 §5.1); several times the streams that a client has at once.
+	maxRemembered = 1024
 	// unconfirmedStreams is what a client may assume before the server's SETTINGS (RFC 9113 §6.5.2
 	// recommends that servers allow at least so many).
 	unconfirmedStreams = 100
@@ -382,6 +382,9 @@ func (c *Conn) finish(s *stream) {
 
 // remember notes a stream that we ended before the peer did.
 func (c *Conn) remember(id uint32) {
+	if !c.server {
+		return
+	}
 	if len(c.forgotten) < maxRemembered {
 		c.forgotten = append(c.forgotten, id)
 		return
@@ -392,7 +395,12 @@ func (c *Conn) remember(id uint32) {
 
 // late reports whether frames of a stream that is gone are to be expected and ignored.
 func (c *Conn) late(id uint32) bool {
-	if c.final && id > c.finalID && c.server {
+	if !c.server {
+		// Clients give up on streams at any rate; all other streams of the connection would pay
+		// for a strict answer.
+		return !c.idleStream(id)
+	}
+	if c.final && id > c.finalID {
 		return true
 	}
 	for _, f := range c.forgotten {

@@ -648,6 +648,12 @@ func TestClientEvents(t *testing.T) {
 			},
 			[]string{"Headers 5 200", `Data 5 "a" end`}, nil,
 		},
+		{"frames of a stream that has ended", func(p *peer) {
+			p.head(1, true, ":status: 204", "a: b")
+			p.head(1, true, "a: b")
+			must(p.WriteData(1, true, []byte("a")))
+			p.head(3, true, ":status: 204", "a: b")
+		}, []string{"Headers 1 204 [a: b] end", "Headers 3 204 [a: b] end"}, nil},
 		{"push", func(p *peer) { must(p.WriteRawFrame(http2.FramePushPromise, 4, 1, []byte{0, 0, 0, 2})) }, nil, []string{"GOAWAY 0 PROTOCOL_ERROR"}},
 		{"push setting", func(p *peer) { must(p.WriteSettings(http2.Setting{ID: http2.SettingEnablePush, Val: 1})) }, nil, []string{"GOAWAY 0 PROTOCOL_ERROR"}},
 		{"response to nothing", func(p *peer) { p.head(7, true, ":status: 200") }, nil, []string{"GOAWAY 0 PROTOCOL_ERROR"}},
@@ -841,6 +847,32 @@ func TestReceiveWindow(t *testing.T) {
 		if err != nil || ev.Kind == NeedMore {
 			t.Fatal("connection window was not enforced", err)
 		}
+	}
+}
+
+// Many streams are ended early while their uploads, in small frames, are on the way.
+func TestLateUploads(t *testing.T) {
+	c := NewServer(Config{MaxConcurrentStreams: 300, MaxIdleFrames: 100})
+	p := newPeer()
+	p.hello(true)
+	for i := range uint32(300) {
+		p.post(2*i + 1)
+	}
+	if _, err := feed(c, p.Bytes(), 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint32(300) {
+		must(c.WriteHeaders(2*i+1, &message.Head{Status: 403, ContentLength: -1}, true))
+		c.Reset(2*i+1, NoError)
+	}
+	p.Buffer.Reset()
+	for i := range uint32(300) {
+		must(p.WriteData(2*i+1, false, []byte("a")))
+		must(p.WriteData(2*i+1, false, []byte("b")))
+	}
+	p.get(601)
+	if events, err := feed(c, p.Bytes(), 1<<20); err != nil || fmt.Sprint(events) != "[Headers 601 GET http x / end]" {
+		t.Errorf("%q %v", events, err)
 	}
 }
 

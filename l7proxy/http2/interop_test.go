@@ -340,7 +340,7 @@ func TestServer(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 200 {
 		wg.Go(func() {
-			n := 1000 + 500*i
+			n := 1000 + 200*i
 			if _, body := get(t, cc, "POST", "/echo", bytes.NewReader(pattern(n))); !bytes.Equal(body, pattern(n)) {
 				t.Errorf("%d of %d bytes", len(body), n)
 			}
@@ -548,7 +548,7 @@ func (c *client) do(method, path string, body []byte, fields ...message.Field) (
 }
 
 func TestClient(t *testing.T) {
-	big := pattern(3 << 20)
+	big := pattern(400 << 10)
 	handler := http.NewServeMux()
 	handler.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Trailer", "X-Sum")

@@ -251,6 +251,9 @@ func (c *Conn) dataFrame(h header, in []byte) (n int, ev Event, err error) {
 			return 0, ev, c.fail(StreamClosed, "DATA on a closed stream")
 		}
 		c.creditConn(int64(h.length))
+		if size > 0 {
+			return n, ev, nil // the stream's window bounds how much of it there is
+		}
 		return n, ev, c.useless()
 	}
 	if size == 0 && !end {
