@@ -19,6 +19,12 @@
 //   - Unknown kinds are reported once per file and ignored.
 //   - An object in two files is an error that names both; the first file, by
 //     the order of directories and then of paths, wins.
+//   - A file that vanishes may come back for a quarter of a second before its objects
+//     go, because editors and git replace files so; an object that moved to another
+//     file never goes. All other changes take effect when their file is closed or
+//     moved into place.
+//   - A Pod that runs stands in place of the declared one of its name, and takes the
+//     labels and container ports from it that it does not say itself.
 //   - Objects without a namespace are in "default".
 //   - Fields get the defaults of the Kubernetes and Gateway API schemas.
 //   - Services without clusterIP get stable addresses of the service CIDRs.

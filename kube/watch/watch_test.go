@@ -195,8 +195,8 @@ func TestDuplicates(t *testing.T) {
 	w.want("put ServiceAccount shop/a #1 v=earlier",
 		"wrong z.yaml:1: document 1: ServiceAccount shop/a: is also in "+first+"/b.yaml, which takes precedence (remove one of the two)",
 		"wrong a.yaml:1: document 1: ServiceAccount shop/a: is also in "+first+"/b.yaml, which takes precedence (remove one of the two)")
-	must(t, os.RemoveAll(first+"/b.yaml"))
-	must(t, os.RemoveAll(first+"/z.yaml"))
+	must(t, os.Remove(first+"/z.yaml"))
+	must(t, os.Remove(first+"/b.yaml"))
 	w.want("put ServiceAccount shop/a #1 v=second", "right a.yaml", "right z.yaml")
 }
 
