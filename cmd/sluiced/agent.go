@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-mesh/sluice/admin"
+	"github.com/sluice-mesh/sluice/admin/version"
 	"github.com/sluice-mesh/sluice/dataplane/events"
 	"github.com/sluice-mesh/sluice/dataplane/gatewayaddr"
 	"github.com/sluice-mesh/sluice/dataplane/loader"
@@ -108,7 +109,7 @@ func runAgent(ctx context.Context, s *settings) error {
 	if err != nil {
 		return err
 	}
-	if err := metrics.RegisterRing(a.reg, a.ring); err != nil {
+	if err := errors.Join(metrics.RegisterRing(a.reg, a.ring), registerBuild(a.reg, "agent")); err != nil {
 		return err
 	}
 	a.flows = metrics.Sink{Ring: a.ring, Flows: counted}
@@ -502,6 +503,12 @@ func (p *projector) apply(d mesh.Delta) {
 	}
 }
 
+// registerBuild has a process's metrics say which build it is.
+func registerBuild(reg prometheus.Registerer, process string) error {
+	v := version.Get()
+	return metrics.RegisterBuild(reg, process, v.Version, v.Revision, v.Go)
+}
+
 // serveMetrics serves a registry on addr until ctx ends; an empty addr serves nothing.
 func serveMetrics(ctx context.Context, addr string, reg *prometheus.Registry, logger *slog.Logger) error {
 	if addr == "" {
@@ -562,8 +569,11 @@ func (a *agent) Status() admin.Status {
 	count("services", mesh.KindService)
 	st.Counts = append(st.Counts, admin.Count{Name: "gateway addresses", Value: len(a.gateways.Sockets())})
 	st.XDS = clientXDS(a.xds)
-	if lost := a.ring.Stats().Lost; lost > 0 {
-		st.Losses = append(st.Losses, admin.Loss{Source: "kernel and proxy", Events: lost})
+	stats := a.ring.Stats()
+	st.Losses = []admin.Loss{
+		{Source: flow.LostByKernel, Events: stats.LostByKernel},
+		{Source: flow.LostByProxy, Events: stats.LostByProxy},
+		{Source: flow.LostByRing, Events: stats.Overwritten},
 	}
 	return st
 }

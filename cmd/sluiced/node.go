@@ -334,12 +334,9 @@ func (n *node) XDS() []admin.XDSType {
 	var out []admin.XDSType
 	for _, c := range n.server.Status().Clients {
 		for _, k := range c.Kinds {
-			t := admin.XDSType{Client: c.Client.String(), Type: string(k.Kind), Resources: k.Sent, Changed: c.Since}
+			t := admin.XDSType{Client: c.Client.String(), Type: string(k.Kind), Resources: k.Sent, Pending: k.Pending, Changed: c.Since}
 			for _, r := range k.Rejected {
 				t.Nacked, t.Error = r.Key+"@"+r.Version, r.Text
-			}
-			if t.Error == "" && k.Pending > 0 {
-				t.Error = strconv.Itoa(k.Pending) + " changes wait to be sent"
 			}
 			out = append(out, t)
 		}

@@ -85,6 +85,9 @@ func runWorker(ctx context.Context, s *settings) error {
 	}
 	component := func(name string) *slog.Logger { return logger.With("component", name) }
 	reg := prometheus.NewRegistry()
+	if err := registerBuild(reg, "proxy"); err != nil {
+		return err
+	}
 	w := &worker{s: s, logger: logger, store: store.New(), routes: route.NewTables(), dnsSockets: map[handoff.Socket]int{}}
 	w.heartbeat.Store(-1)
 	w.origin.maps.Store(-1)
