@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"math"
 	"net/netip"
 	"reflect"
 	"sync"
@@ -169,9 +170,9 @@ func TestLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	var mu sync.Mutex
-	var seen, lost uint64
+	const refused, more = 200, 10
+	var seen, lost, want uint64 = 0, 0, refused
 	enough := make(chan struct{}, 1)
-	const refused = 200
 	r, err := events.New(events.Config{Datapath: d, Node: "n", Sink: func(f *flow.Flow) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -181,7 +182,8 @@ func TestLost(t *testing.T) {
 		case f.Reason == flow.ReasonForeignNamespace:
 			seen++
 		}
-		if seen+lost == refused {
+		if seen+lost >= want {
+			want = math.MaxUint64
 			enough <- struct{}{}
 		}
 	}})
@@ -196,17 +198,26 @@ func TestLost(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- r.Run(ctx) }()
-	select {
-	case <-enough:
-	case <-time.After(10 * time.Second):
-		t.Errorf("%d seen and %d lost of %d", seen, lost, refused)
+	wait := func(seenOnly uint64) {
+		t.Helper()
+		select {
+		case <-enough:
+		case <-time.After(10 * time.Second):
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if seen+lost != refused+seenOnly || seen <= seenOnly || lost == 0 {
+			t.Fatalf("%d seen and %d lost of %d", seen, lost, refused+seenOnly)
+		}
+		want = refused + more
 	}
+	wait(0)
+	// Those that were lost are told once.
+	app.Hammer(unix.AF_INET, netip.MustParseAddrPort("10.0.0.1:1"), more)
+	wait(more)
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
-	}
-	if seen == 0 || lost == 0 {
-		t.Errorf("%d seen and %d lost", seen, lost)
 	}
 }
 

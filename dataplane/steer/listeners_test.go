@@ -10,8 +10,10 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/dataplane/internal/lab"
 	"github.com/sluice-mesh/sluice/dataplane/steer"
 	"github.com/sluice-mesh/sluice/mesh"
@@ -251,6 +253,10 @@ func TestInbound(t *testing.T) {
 	// Withdrawal takes the rest away.
 	if err := m.Steer.Withdraw(p.Index()); err != nil {
 		t.Fatal(err)
+	}
+	var key bpf.MeshFrontend
+	if err := m.Datapath.Maps().Inbound.NextKey(nil, &key); !errors.Is(err, ebpf.ErrKeyNotExist) {
+		t.Errorf("an inbound listener of %s is left: %v", key.AddrPort(), err)
 	}
 	if got, err := ask(client, at(p.Addr6, 8080)); err != nil || !strings.HasPrefix(got, "app") {
 		t.Errorf("after the withdrawal: %q, %v", got, err)
