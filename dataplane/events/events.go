@@ -118,7 +118,7 @@ func (r *Reader) Run(ctx context.Context) error {
 		}
 		switch {
 		case errors.Is(err, ringbuf.ErrClosed):
-			return nil
+			return r.tellLost()
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return fmt.Errorf("read kernel events: %w", err)
 		}

@@ -219,6 +219,9 @@ func TestLost(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+	if seen+lost != refused+more {
+		t.Errorf("in the end %d seen and %d lost of %d", seen, lost, refused+more)
+	}
 }
 
 // TestVerdictEvents: connections that were not refused are told unless switched off.
