@@ -328,7 +328,6 @@ func start(s *workload.Sandbox, p *plan, stdin, stdout, stderr *os.File) (c *chi
 		err = c.cmd.Wait()
 		c.exitCode = exitCodeOf(c.cmd.ProcessState, err)
 		_ = c.lifeW.Close()
-		_ = c.statusR.Close()
 		close(c.ended)
 	}()
 	if err := <-started; err != nil {
@@ -404,9 +403,10 @@ func readPlan() (*plan, error) {
 	return p, nil
 }
 
-// status waits for the command's start. It is an error if the inner process ended
-// without a word.
+// status waits for the command's start; call it once. It is an error if the inner
+// process ended without a word.
 func (c *child) status() (status, error) {
+	defer func() { _ = c.statusR.Close() }()
 	var s status
 	if err := json.NewDecoder(c.statusR).Decode(&s); err != nil {
 		return s, errors.New("the process that prepares the sandbox was killed")

@@ -406,6 +406,20 @@ echo ready; while :; do read -r line; done`))
 	if got := <-lines; got != "ready" {
 		t.Fatalf("read %q", got)
 	}
+	// The command's processes are in another group, so that the signal comes once.
+	pids, err := os.ReadFile(filepath.Join(b.registry.List()[0].CgroupPath, "cgroup.procs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for field := range strings.FieldsSeq(string(pids)) {
+		pid, err := strconv.Atoi(field)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if group, err := unix.Getpgid(pid); err != nil || group == l.Process.Pid {
+			t.Errorf("process %d is in the launcher's group", pid)
+		}
+	}
 	_ = unix.Kill(-l.Process.Pid, unix.SIGINT)
 	_, _ = stdin.Write([]byte("\n"))
 	if got := <-lines; got != "int" {
