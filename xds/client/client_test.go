@@ -124,6 +124,26 @@ func (c *control) until(what string, f func(server.KindStatus) bool) {
 	c.t.Fatalf("never: %s; %+v", what, c.server.Status())
 }
 
+// connected returns when so many clients have subscribed to all that they want
+// from the start.
+func (c *control) connected(clients int) {
+	c.t.Helper()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); runtime.Gosched() {
+		kinds := 0
+		for _, cl := range c.server.Status().Clients {
+			for _, k := range cl.Kinds {
+				if agentInitial[k.Kind] != nil {
+					kinds++
+				}
+			}
+		}
+		if kinds == clients*len(agentInitial) {
+			return
+		}
+	}
+	c.t.Fatalf("never: %d clients; %+v", clients, c.server.Status())
+}
+
 // node is a running client with its store.
 type node struct {
 	*Client
@@ -294,14 +314,21 @@ func TestFullState(t *testing.T) {
 func TestNotReadyBeforeTheFirstPublish(t *testing.T) {
 	cp := newControl(t)
 	agent := run(t, asAgent(cp.path))
-	cp.server.Status() // the server runs
-	select {
-	case <-agent.Ready():
+	cp.connected(1)
+	agent.store.Subscribe(func(d mesh.Delta) {
+		if len(d.Upserts) > 0 && agent.Status().Connected {
+			return
+		}
+		t.Errorf("commit %+v", d)
+	})
+	if agent.Status().Ready {
 		t.Fatal("ready before the control plane had anything to say")
-	default:
 	}
-	cp.publish(mesh.Delta{})
+	cp.publish(upserts([]mesh.Resource{workload("a", "1")}))
 	agent.ready()
+	if !agent.has(mesh.KindWorkload, "shop/a") {
+		t.Fatal("ready without the first state")
+	}
 }
 
 func TestFollowsReferences(t *testing.T) {
@@ -527,6 +554,7 @@ func TestRestartOfTheServer(t *testing.T) {
 			}
 		})
 	}
+	cp.connected(2)
 	cp.publish(state)
 	for _, n := range []*node{proxy, agent} {
 		n.until("the new state", func() bool {

@@ -310,6 +310,10 @@ func TestAnOldNonceIsNoAck(t *testing.T) {
 	publish(t, s, upserts(workload("a", "2"))) // waits
 	r.send(mesh.KindWorkload, func(q *discoveryv3.DeltaDiscoveryRequest) { q.ResponseNonce = "stale" })
 	r.subscribe(mesh.KindWorkload, "shop/b") // has no nonce: no ACK either
+	until(t, s, "the request is read", func(clients []ClientStatus) bool { return clients[0].Kinds[0].Names == 2 })
+	if k := s.Status().Clients[0].Kinds[0]; k.Acked != 0 {
+		t.Fatalf("acked by an old nonce: %+v", k)
+	}
 	r.ack(first)
 	if got, want := <-acked, "node-1/agent shop/a "+first.Resources[0].Version; got != want {
 		t.Fatalf("acked %q, want %q", got, want)
@@ -426,6 +430,9 @@ func TestReconnectResendsNothing(t *testing.T) {
 			q.ResourceNamesSubscribe, q.InitialResourceVersions = []string{"*"}, versions
 		})
 		r.subscribe(mesh.KindWorkload, "shop/absent")
+		until(t, s, "the requests are read", func(clients []ClientStatus) bool {
+			return len(clients) == 1 && len(clients[0].Kinds) == 1 && clients[0].Kinds[0].Names == 1
+		})
 		publish(t, s, upserts(workload("same", "1"), workload("changed", "2"), workload("other", "1")))
 		r.expect("workload +shop/changed")
 		r.expect("workload -elsewhere/x -shop/absent -shop/gone")
@@ -453,6 +460,7 @@ func TestPatterns(t *testing.T) {
 	r.unsubscribe(mesh.KindVirtualHost, "gateway/none/h")
 	r.expect("virtualhost +gateway/none/h")
 	r.unsubscribe(mesh.KindVirtualHost, "gateway/none/*")
+	until(t, s, "the pattern is gone", func(clients []ClientStatus) bool { return len(clients[0].Kinds[0].Patterns) == 1 })
 	publish(t, s, upserts(virtualHost("gateway/none", "h", 307), virtualHost("gateway/a/b/80/x", "*", 307)))
 	r.expect("virtualhost +gateway/a/b/80/x/_")
 
@@ -582,23 +590,31 @@ func TestUnencodableKeepsTheLastVersion(t *testing.T) {
 	}
 }
 
+// until returns when the server has read so much that a condition holds.
+func until(t *testing.T, s *Server, what string, f func([]ClientStatus) bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); runtime.Gosched() {
+		if f(s.Status().Clients) {
+			return
+		}
+	}
+	t.Fatalf("never: %s", what)
+}
+
 // opened returns when the only client's first requests of the kinds were handled.
 func opened(t *testing.T, s *Server, kinds ...mesh.Kind) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); runtime.Gosched() {
+	until(t, s, "requests are read", func(clients []ClientStatus) bool {
 		open := 0
-		for _, c := range s.Status().Clients {
+		for _, c := range clients {
 			for _, k := range c.Kinds {
 				if slices.Contains(kinds, k.Kind) {
 					open++
 				}
 			}
 		}
-		if open == len(kinds) {
-			return
-		}
-	}
-	t.Fatal("the server does not read requests")
+		return open == len(kinds)
+	})
 }
 
 func TestProtocolErrors(t *testing.T) {
