@@ -17,15 +17,12 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/sluice-mesh/sluice/lab"
 )
-
-func init() { runtime.LockOSThread() } // see package lab
 
 // options of a run.
 type options struct {

@@ -3,10 +3,9 @@
 // programs inside either or as workloads. It uses public commands only; the demo
 // and the benchmarks are built on it.
 //
-// A Lab belongs to the main goroutine, which must be locked to its thread before
-// main (runtime.LockOSThread in an init function): children are started from that
-// thread and end with it. What a lab made is gone after Down, and what a killed
-// one left is gone after the next New.
+// Any goroutine may use a Lab; Up and Down are called once. Children are started
+// from one thread (thread.go) and end with the process. What a lab made is gone
+// after Down, and what a killed one left is gone after the next New.
 package lab
 
 import (
@@ -15,10 +14,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -27,12 +29,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The addresses between the node and the outside world.
+// The addresses between the node and the outside world, of ranges that are kept
+// for documentation (RFC 5737, RFC 3849), and of what is behind the node.
 const (
-	NodeAddress    = "203.0.113.1"
-	OutsideAddress = "203.0.113.2"
-	GatewayCIDR    = "198.51.100.0/24"
-	PodCIDR        = "10.77.0.0/16"
+	NodeAddress     = "203.0.113.1"
+	OutsideAddress  = "203.0.113.2"
+	GatewayCIDR     = "198.51.100.0/24"
+	PodCIDR         = "10.77.0.0/16"
+	NodeAddress6    = "2001:db8:1::1"
+	OutsideAddress6 = "2001:db8:1::2"
+	GatewayCIDR6    = "2001:db8:2::/112"
+	PodCIDR6        = "fd77::/112"
 )
 
 // Namespace says where a command runs.
@@ -64,7 +71,9 @@ type Lab struct {
 	cgroup     string
 	namespaces [3]netns.NsHandle
 	daemon     *Process
-	processes  []*Process
+
+	mu        sync.Mutex
+	processes []*Process // guarded by mu: those that run
 }
 
 // ErrMachine says that the machine lacks what a node needs.
@@ -158,7 +167,7 @@ func (l *Lab) Up(ctx context.Context, prepare func(config string) error) error {
 	if err := prepare(l.ConfigDir()); err != nil {
 		return err
 	}
-	if err := l.makeNamespaces(); err != nil {
+	if err := onThread(l.makeNamespaces); err != nil {
 		return fmt.Errorf("make network namespaces: %w", err)
 	}
 	log, err := os.Create(l.LogFile())
@@ -166,7 +175,9 @@ func (l *Lab) Up(ctx context.Context, prepare func(config string) error) error {
 		return err
 	}
 	defer log.Close()
-	args := append([]string{"node", "--config", l.ConfigDir(), "--gateway-addresses", GatewayCIDR, "--pod-cidrs", PodCIDR + ",fd77::/112"}, l.nodeFlags()...)
+	args := append([]string{
+		"node", "--config", l.ConfigDir(), "--gateway-addresses", GatewayCIDR + "," + GatewayCIDR6, "--pod-cidrs", PodCIDR + "," + PodCIDR6,
+	}, l.nodeFlags()...)
 	daemon := l.Command(ctx, Node, "sluiced", append(args, l.cfg.NodeFlags...)...)
 	daemon.Stdout, daemon.Stderr = log, log
 	if l.cfg.Verbose {
@@ -228,34 +239,31 @@ func (l *Lab) makeNamespaces() error {
 	if err := node.LinkAdd(veth); err != nil {
 		return fmt.Errorf("make the link between them: %w", err)
 	}
-	if err := raise(node, "uplink", NodeAddress); err != nil {
+	if err := raise(node, "uplink", NodeAddress+"/24", NodeAddress6+"/64"); err != nil {
 		return err
 	}
-	if err := raise(outside, "world", OutsideAddress); err != nil {
+	if err := raise(outside, "world", OutsideAddress+"/24", OutsideAddress6+"/64"); err != nil {
 		return err
 	}
 	world, err := outside.LinkByName("world")
 	if err != nil {
 		return err
 	}
-	via, err := netlink.ParseIPNet(NodeAddress + "/32")
-	if err != nil {
-		return err
-	}
 	// The world reaches Gateways and answers workloads through the node.
-	for _, prefix := range []string{GatewayCIDR, PodCIDR} {
+	for prefix, via := range map[string]string{GatewayCIDR: NodeAddress, PodCIDR: NodeAddress, GatewayCIDR6: NodeAddress6, PodCIDR6: NodeAddress6} {
 		dst, err := netlink.ParseIPNet(prefix)
 		if err != nil {
 			return err
 		}
-		if err := outside.RouteAdd(&netlink.Route{LinkIndex: world.Attrs().Index, Dst: dst, Gw: via.IP}); err != nil {
+		if err := outside.RouteAdd(&netlink.Route{LinkIndex: world.Attrs().Index, Dst: dst, Gw: net.ParseIP(via)}); err != nil {
 			return fmt.Errorf("route to %s: %w", prefix, err)
 		}
 	}
 	return nil
 }
 
-func raise(h *netlink.Handle, name, address string) error {
+// raise gives a link its addresses and sets it and lo up.
+func raise(h *netlink.Handle, name string, addresses ...string) error {
 	lo, err := h.LinkByName("lo")
 	if err != nil {
 		return err
@@ -264,24 +272,32 @@ func raise(h *netlink.Handle, name, address string) error {
 	if err != nil {
 		return err
 	}
-	addr, err := netlink.ParseAddr(address + "/24")
-	if err != nil {
-		return err
-	}
-	if err := h.AddrAdd(link, addr); err != nil {
-		return err
+	for _, address := range addresses {
+		addr, err := netlink.ParseAddr(address)
+		if err != nil {
+			return err
+		}
+		if addr.IP.To4() == nil {
+			addr.Flags = unix.IFA_F_NODAD // usable at once: nobody else is on the link
+		}
+		if err := h.AddrAdd(link, addr); err != nil {
+			return fmt.Errorf("give %s the address %s: %w", name, address, err)
+		}
 	}
 	return errors.Join(h.LinkSetUp(lo), h.LinkSetUp(link))
 }
 
 // Down stops what was started and removes what was made; the error says what is left.
 func (l *Lab) Down() error {
-	for i := len(l.processes) - 1; i >= 0; i-- {
-		if p := l.processes[i]; p != l.daemon {
+	l.mu.Lock()
+	running := slices.Clone(l.processes)
+	l.mu.Unlock()
+	for _, p := range slices.Backward(running) {
+		if p != l.daemon {
 			p.Signal()
 		}
 	}
-	for _, p := range l.processes {
+	for _, p := range running {
 		if p != l.daemon {
 			p.Stop()
 		}
@@ -348,19 +364,28 @@ type Process struct {
 
 // Start starts the command; Down stops it if nobody did before.
 func (c *Command) Start() (*Process, error) {
-	if c.ns != Home {
-		if err := netns.Set(c.lab.namespaces[c.ns]); err != nil {
-			return nil, err
+	err := onThread(func() error {
+		if c.ns != Home {
+			if err := netns.Set(c.lab.namespaces[c.ns]); err != nil {
+				return err
+			}
+			defer netns.Set(c.lab.namespaces[Home])
 		}
-		defer netns.Set(c.lab.namespaces[Home])
-	}
-	if err := c.Cmd.Start(); err != nil {
+		return c.Cmd.Start()
+	})
+	if err != nil {
 		return nil, err
 	}
+	l := c.lab
 	p := &Process{cmd: c, Done: make(chan struct{})}
-	c.lab.processes = append(c.lab.processes, p)
+	l.mu.Lock()
+	l.processes = append(l.processes, p)
+	l.mu.Unlock()
 	go func() {
 		p.Err = c.Wait()
+		l.mu.Lock()
+		l.processes = slices.DeleteFunc(l.processes, func(other *Process) bool { return other == p })
+		l.mu.Unlock()
 		close(p.Done)
 	}()
 	return p, nil
@@ -402,14 +427,6 @@ func (c *Command) Output() (Output, error) {
 		return Output{}, err
 	}
 	<-p.Done
-	// Only what still runs needs to be stopped later.
-	l := c.lab
-	for i := range l.processes {
-		if l.processes[i] == p {
-			l.processes = append(l.processes[:i], l.processes[i+1:]...)
-			break
-		}
-	}
 	return Output{stdout.String(), stderr.String()}, p.Err
 }
 

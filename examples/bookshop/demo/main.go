@@ -17,18 +17,11 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"syscall"
 	"time"
 
 	"github.com/sluice-mesh/sluice/lab"
 )
-
-func init() {
-	// Children are started from this thread only, so that they end with it (their
-	// parent death signal is that of the thread).
-	runtime.LockOSThread()
-}
 
 func main() {
 	bin, err := os.Executable()
