@@ -162,12 +162,18 @@ func httpFilters(specs []gatewayv1.HTTPRouteFilter, ofRule bool) ([]mesh.Filter,
 			if spec.RequestHeaderModifier == nil {
 				return nil, missing
 			}
-			f.RequestHeaders = headerEdit(spec.RequestHeaderModifier)
+			var err error
+			if f.RequestHeaders, err = headerEdit(spec.RequestHeaderModifier); err != nil {
+				return nil, fmt.Errorf("filters[%d]: %w", i, err)
+			}
 		case gatewayv1.HTTPRouteFilterResponseHeaderModifier:
 			if spec.ResponseHeaderModifier == nil {
 				return nil, missing
 			}
-			f.ResponseHeaders = headerEdit(spec.ResponseHeaderModifier)
+			var err error
+			if f.ResponseHeaders, err = headerEdit(spec.ResponseHeaderModifier); err != nil {
+				return nil, fmt.Errorf("filters[%d]: %w", i, err)
+			}
 		case gatewayv1.HTTPRouteFilterRequestRedirect:
 			if spec.RequestRedirect == nil {
 				return nil, missing
@@ -199,19 +205,44 @@ func httpFilters(specs []gatewayv1.HTTPRouteFilter, ofRule bool) ([]mesh.Filter,
 	return filters, nil
 }
 
-func headerEdit(spec *gatewayv1.HTTPHeaderFilter) *mesh.HeaderEdit {
+// headerEdit compiles a header modifier. The schemas leave values unchecked: one
+// with a line break would be a header, or a request, of its own.
+func headerEdit(spec *gatewayv1.HTTPHeaderFilter) (*mesh.HeaderEdit, error) {
 	e := &mesh.HeaderEdit{}
-	for _, h := range spec.Set {
-		e.Set = append(e.Set, mesh.HeaderValue{Name: strings.ToLower(string(h.Name)), Value: h.Value})
+	values := func(headers []gatewayv1.HTTPHeader) (out []mesh.HeaderValue, err error) {
+		for _, h := range headers {
+			name := strings.ToLower(string(h.Name))
+			if !isToken(name) || strings.ContainsFunc(h.Value, isControl) {
+				return nil, fmt.Errorf("%q is not a header", name)
+			}
+			out = append(out, mesh.HeaderValue{Name: name, Value: h.Value})
+		}
+		return out, nil
 	}
-	for _, h := range spec.Add {
-		e.Add = append(e.Add, mesh.HeaderValue{Name: strings.ToLower(string(h.Name)), Value: h.Value})
+	var err error
+	if e.Set, err = values(spec.Set); err != nil {
+		return nil, err
+	}
+	if e.Add, err = values(spec.Add); err != nil {
+		return nil, err
 	}
 	for _, name := range spec.Remove {
-		e.Remove = append(e.Remove, strings.ToLower(name))
+		if name = strings.ToLower(name); !isToken(name) {
+			return nil, fmt.Errorf("%q is not a header", name)
+		}
+		e.Remove = append(e.Remove, name)
 	}
-	return e
+	return e, nil
 }
+
+// isToken reports whether s is a token of RFC 9110 §5.6.2.
+func isToken(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return r <= ' ' || r >= 0x7f || strings.ContainsRune("\"(),/:;<=>?@[\\]{}", r)
+	})
+}
+
+func isControl(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }
 
 func redirect(spec *gatewayv1.HTTPRequestRedirectFilter) (*mesh.Redirect, error) {
 	r := &mesh.Redirect{Status: 302}
@@ -237,17 +268,23 @@ func redirect(spec *gatewayv1.HTTPRequestRedirectFilter) (*mesh.Redirect, error)
 	return r, err
 }
 
+// pathEdit compiles a path modifier, whose values the schemas leave unchecked too.
 func pathEdit(spec *gatewayv1.HTTPPathModifier) (*mesh.PathEdit, error) {
-	if spec == nil {
-		return nil, nil
-	}
+	var e *mesh.PathEdit
 	switch {
+	case spec == nil:
+		return nil, nil
 	case spec.Type == gatewayv1.FullPathHTTPPathModifier && spec.ReplaceFullPath != nil:
-		return &mesh.PathEdit{Kind: mesh.PathReplaceFull, Value: *spec.ReplaceFullPath}, nil
+		e = &mesh.PathEdit{Kind: mesh.PathReplaceFull, Value: *spec.ReplaceFullPath}
 	case spec.Type == gatewayv1.PrefixMatchHTTPPathModifier && spec.ReplacePrefixMatch != nil:
-		return &mesh.PathEdit{Kind: mesh.PathReplacePrefix, Value: *spec.ReplacePrefixMatch}, nil
+		e = &mesh.PathEdit{Kind: mesh.PathReplacePrefix, Value: *spec.ReplacePrefixMatch}
+	default:
+		return nil, fmt.Errorf("path: %q without its value", spec.Type)
 	}
-	return nil, fmt.Errorf("path: %q without its value", spec.Type)
+	if e.Value != "" && e.Value[0] != '/' || strings.ContainsFunc(e.Value, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '#' }) {
+		return nil, fmt.Errorf("path: %q is not a path", e.Value)
+	}
+	return e, nil
 }
 
 func httpMatch(spec *gatewayv1.HTTPRouteMatch) (m mesh.Match, k rank, err error) {
@@ -375,14 +412,20 @@ func grpcFilters(specs []gatewayv1.GRPCRouteFilter) ([]mesh.Filter, error) {
 	var filters []mesh.Filter
 	for i := range specs {
 		spec := &specs[i]
+		var f mesh.Filter
+		var err error
 		switch {
 		case spec.Type == gatewayv1.GRPCRouteFilterRequestHeaderModifier && spec.RequestHeaderModifier != nil:
-			filters = append(filters, mesh.Filter{RequestHeaders: headerEdit(spec.RequestHeaderModifier)})
+			f.RequestHeaders, err = headerEdit(spec.RequestHeaderModifier)
 		case spec.Type == gatewayv1.GRPCRouteFilterResponseHeaderModifier && spec.ResponseHeaderModifier != nil:
-			filters = append(filters, mesh.Filter{ResponseHeaders: headerEdit(spec.ResponseHeaderModifier)})
+			f.ResponseHeaders, err = headerEdit(spec.ResponseHeaderModifier)
 		default:
-			return nil, fmt.Errorf("filters[%d]: %s is not supported", i, spec.Type)
+			err = fmt.Errorf("%s is not supported", spec.Type)
 		}
+		if err != nil {
+			return nil, fmt.Errorf("filters[%d]: %w", i, err)
+		}
+		filters = append(filters, f)
 	}
 	return filters, nil
 }

@@ -364,8 +364,13 @@ func TestOverflow(t *testing.T) {
 	}
 	write(t, dir+"/after.yaml", account("after", "1"))
 	release <- true
-	if c := <-entered; len(c.Upserts) != 1 {
-		t.Errorf("lost: %s", describe(c))
+	select {
+	case c := <-entered:
+		if len(c.Upserts) != 1 {
+			t.Errorf("lost: %s", describe(c))
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("lost")
 	}
 	close(release)
 }
