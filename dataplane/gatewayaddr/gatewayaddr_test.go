@@ -321,8 +321,30 @@ func TestRestart(t *testing.T) {
 	equal(t, "routes while away", b.localRoutes(t), "10.90.0.1", "10.90.0.2", "10.90.0.4", "fd90::1")
 
 	b.start(t)
-	stray, err := listen.Open(mesh.ProtocolTCP, netip.MustParseAddrPort("127.0.0.1:0"))
+	// In another namespace, where one that is waited for was.
+	path := filepath.Join(t.TempDir(), "other")
+	other, err := netns.Create(path)
 	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = errors.Join(other.Close(), netns.Delete(path)) }()
+	stray := -1
+	if err := other.Do(func() (err error) {
+		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer handle.Close()
+		lo, err := handle.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		if err := handle.LinkSetUp(lo); err != nil {
+			return err
+		}
+		stray, err = listen.Open(mesh.ProtocolTCP, before[2].Local)
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Close(stray) }()

@@ -25,8 +25,8 @@ type Pool struct {
 	// next is the lowest address never handed out, or the zero Addr once the
 	// prefix has been used up to its end.
 	next netip.Addr
-	// released are addresses below next, oldest first. One that was claimed since
-	// stays in the queue and is skipped.
+	// released are addresses that were released, oldest first. One that is in use
+	// again stays in the queue and is skipped.
 	released []netip.Addr
 	used     map[netip.Addr]struct{}
 }
@@ -105,10 +105,6 @@ func (p *Pool) Release(addr netip.Addr) {
 		return
 	}
 	delete(p.used, addr)
-	// At or above next, the address is still ahead.
-	if p.next.IsValid() && !addr.Less(p.next) {
-		return
-	}
 	p.released = append(p.released, addr)
 }
 

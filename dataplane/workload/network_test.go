@@ -205,6 +205,15 @@ func TestNothingIsResolved(t *testing.T) {
 		if want := []string{s.Addresses[0].String() + "/32", s.Addresses[1].String() + "/128"}; !slices.Equal(got, want) {
 			t.Errorf("addresses %v, want %v", got, want)
 		}
+		// The kernel's own local route (metric 0) may not be there yet.
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6,
+			&netlink.Route{Table: unix.RT_TABLE_LOCAL, Dst: hostNet(s.Addresses[1])}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Type == unix.RTN_LOCAL && r.Priority != 0 }) {
+			t.Errorf("local routes %v", routes)
+		}
 		neighbours, err := netlink.NeighList(0, 0)
 		if err != nil {
 			return err

@@ -247,6 +247,7 @@ func TestLostWorkload(t *testing.T) {
 	b := newBed(t)
 	r := startEcho(t, b, "lost")
 	s := b.registry.List()[0]
+	awaitReady(t, b, s)
 	pids := processes(t, s.CgroupPath)
 	if err := b.registry.Remove(t.Context(), s.Spec.Name); err != nil {
 		t.Fatal(err)
