@@ -307,13 +307,13 @@ func TestAnOldNonceIsNoAck(t *testing.T) {
 	r := connect(t, path, "agent")
 	r.subscribe(mesh.KindWorkload, "shop/a")
 	first, _ := r.next()
-	publish(t, s, upserts(workload("a", "2"))) // waits
 	r.send(mesh.KindWorkload, func(q *discoveryv3.DeltaDiscoveryRequest) { q.ResponseNonce = "stale" })
 	r.subscribe(mesh.KindWorkload, "shop/b") // has no nonce: no ACK either
 	until(t, s, "the request is read", func(clients []ClientStatus) bool { return clients[0].Kinds[0].Names == 2 })
 	if k := s.Status().Clients[0].Kinds[0]; k.Acked != 0 {
 		t.Fatalf("acked by an old nonce: %+v", k)
 	}
+	publish(t, s, upserts(workload("a", "2"))) // waits
 	r.ack(first)
 	if got, want := <-acked, "node-1/agent shop/a "+first.Resources[0].Version; got != want {
 		t.Fatalf("acked %q, want %q", got, want)
