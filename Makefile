@@ -7,10 +7,8 @@ SHELL       := /bin/bash -o pipefail
 export GOTOOLCHAIN := $(shell awk '$$1 == "toolchain" { print $$2 }' go.mod)
 export CGO_ENABLED ?= 0
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X github.com/sluice-mesh/sluice/admin.Version=$(VERSION)
-GOFLAGS_BUILD := -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+# The version comes from the commit (package admin/version).
+GOFLAGS_BUILD := -trimpath -buildvcs=auto -ldflags '-s -w'
 
 COMMANDS := sluice sluiced
 TOOL     := go tool -modfile=tools/go.mod

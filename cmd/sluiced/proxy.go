@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -102,6 +103,9 @@ func runProxy(ctx context.Context, s *settings) error {
 	for _, f := range cmd.ExtraFiles {
 		f.Close()
 	}
+	if err := keepOnly(unix.CAP_SYS_ADMIN, unix.CAP_KILL); err != nil {
+		return fmt.Errorf("give up capabilities: %w", err)
+	}
 	adminListener.SetUnlinkOnClose(false)
 	adminListener.Close()
 	writeErr := json.NewEncoder(settingsWriter).Encode(s)
@@ -151,4 +155,22 @@ func raiseFileLimit() error {
 	}
 	limit.Cur = limit.Max
 	return os.NewSyscallError("setrlimit", unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+}
+
+// keepOnly gives up all capabilities of all threads but those named: to enter
+// network namespaces and to signal the worker. The C library's threads, of builds
+// with cgo, cannot be reached; such builds are for tests, and keep what they have.
+func keepOnly(caps ...uint) error {
+	var data [2]unix.CapUserData
+	for _, c := range caps {
+		bit := uint32(1) << (c % 32)
+		data[c/32].Effective |= bit
+		data[c/32].Permitted |= bit
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
+	if errno != 0 && errno != unix.ENOTSUP {
+		return os.NewSyscallError("capset", errno)
+	}
+	return nil
 }
