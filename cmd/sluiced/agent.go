@@ -160,17 +160,19 @@ func runAgent(ctx context.Context, s *settings) error {
 		return err
 	}
 	defer a.registry.Close()
+	gatewayState := filepath.Join(s.RunDir, "gateways.json")
 	a.gateways, err = gatewayaddr.New(gatewayaddr.Config{
-		StateFile: filepath.Join(s.RunDir, "gateways.json"), Hooks: gatewayHooks{a}, Logger: logger,
+		StateFile: gatewayState, Hooks: gatewayHooks{a}, Logger: logger,
 	})
 	if err != nil {
 		return err
 	}
 	defer a.gateways.Close()
+	_, noGateways := os.Stat(gatewayState)
 	if err := errors.Join(a.registry.Restore(ctx), a.gateways.Restore()); err != nil {
 		logger.Error("something of an earlier agent could not be taken over", "error", err)
 	}
-	if len(a.registry.List()) == 0 {
+	if len(a.registry.List()) == 0 && noGateways != nil {
 		a.proxiedOnce.Do(func() { close(a.proxied) }) // nothing to be given back
 	}
 

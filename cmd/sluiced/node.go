@@ -208,6 +208,9 @@ func (n *node) changed(c kube.Change) {
 		}
 		n.files[f.Path] = f
 	}
+	if err := n.writer.WriteFiles(c.Files); err != nil {
+		n.logger.Error("the list of wrong files could not be written", "error", err)
+	}
 	result := n.translator.Apply(c)
 	if err := n.server.Publish(result.Delta); err != nil {
 		n.logger.Error("some resources keep their last version", "error", err)
