@@ -46,7 +46,8 @@ func Main(m *testing.M) {
 // ChildCommand returns the command that runs a child, not started.
 func ChildCommand(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), childEnv+"="+name)
+	// The runtime's signals would interrupt the blocking calls that a child makes by itself.
+	cmd.Env = append(os.Environ(), childEnv+"="+name, "GODEBUG=asyncpreemptoff=1")
 	cmd.Stderr = os.Stderr
 	return cmd
 }
@@ -389,7 +390,10 @@ func ask(domain int, to netip.AddrPort) (string, error) {
 	}
 	var buf [256]byte
 	n, err := unix.Read(fd, buf[:])
-	return strings.TrimSpace(string(buf[:n])), err
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(string(buf[:n])), nil
 }
 
 func sockaddr(a netip.AddrPort, domain int) unix.Sockaddr {

@@ -26,7 +26,7 @@ import (
 )
 
 // prefix names everything that tests make on the machine.
-const prefix = "sluice-lab-"
+const prefix = "sluice-dataplane-"
 
 // Node is a node of its own.
 type Node struct {
@@ -195,7 +195,7 @@ func newNetns(t testing.TB) *Netns {
 
 func (n *Netns) handle(t testing.TB) *netlink.Handle {
 	t.Helper()
-	h, err := netlink.NewHandleAt(netns.NsHandle(n.FD))
+	h, err := netlink.NewHandleAt(netns.NsHandle(n.FD), unix.NETLINK_ROUTE)
 	must(t, err)
 	return h
 }
@@ -293,7 +293,8 @@ func sweep(t testing.TB, root string) {
 	t.Helper()
 	gone := func(path string) bool {
 		pid, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(path), prefix))
-		return err == nil && errors.Is(unix.Kill(pid, 0), unix.ESRCH)
+		// Greater numbers are no processes (PID_MAX_LIMIT), and the name is somebody else's.
+		return err == nil && pid > 0 && pid <= 1<<22 && errors.Is(unix.Kill(pid, 0), unix.ESRCH)
 	}
 	cgroups, _ := filepath.Glob(filepath.Join(root, prefix+"*"))
 	for _, dir := range cgroups {
