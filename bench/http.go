@@ -92,7 +92,7 @@ func workloadAddress(ctx context.Context, l *lab.Lab, name string) (string, erro
 			}
 		}
 		if time.Now().After(deadline) || ctx.Err() != nil {
-			return "", fmt.Errorf("workload %s does not run (%v):\n%s", name, err, text)
+			return "", fmt.Errorf("workload %s does not run (%w):\n%s", name, err, text)
 		}
 	}
 }

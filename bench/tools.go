@@ -283,7 +283,7 @@ func routeChanges(args []string) error {
 				break
 			}
 			if time.Since(began) > 10*time.Second {
-				return fmt.Errorf("host-%d still answers as version %q, not %q (%v)", n, got, want, err)
+				return fmt.Errorf("host-%d still answers as version %q, not %q (%w)", n, got, want, err)
 			}
 		}
 		result.Milliseconds = append(result.Milliseconds, float64(time.Since(began).Microseconds())/1000)

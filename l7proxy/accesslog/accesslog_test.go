@@ -218,7 +218,6 @@ func FuzzAppend(f *testing.F) {
 			}
 			for key, want := range map[string]string{"method": method, "path": path, "query": path, "authority": other, "lost_source": method} {
 				if len(want) > maxString {
-					want = want[:maxString]
 					if got[key] == nil || !strings.HasSuffix(got[key].(string), "...") {
 						t.Fatalf("%s is cut without a mark: %v", key, got[key])
 					}

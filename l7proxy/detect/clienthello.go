@@ -43,7 +43,6 @@ func ParseClientHello(first []byte) (h ClientHello, done bool, err error) {
 // clientHelloMessage takes the message's body out of its records.
 func clientHelloMessage(b []byte) (message []byte, done bool, err error) {
 	var joined []byte
-	need := 4
 	for records := 0; ; records++ {
 		if len(b) < 5 {
 			return nil, false, nil
@@ -64,7 +63,7 @@ func clientHelloMessage(b []byte) (message []byte, done bool, err error) {
 			return nil, false, ErrClientHello
 		}
 		if len(joined) >= 4 {
-			need = 4 + (int(joined[1])<<16 | int(joined[2])<<8 | int(joined[3]))
+			need := 4 + (int(joined[1])<<16 | int(joined[2])<<8 | int(joined[3]))
 			if need > MaxClientHello {
 				return nil, false, ErrClientHello
 			}

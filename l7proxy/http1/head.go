@@ -72,15 +72,15 @@ func (p *Parser) statusLine(line []byte) (proto message.Proto, status int, err e
 
 // facts are what the fields of a head say about its hop.
 type facts struct {
-	host, length, coding   int // how often the field was there
-	chunked                bool
-	unknownCoding          bool
-	close, keepAlive       bool
-	upgrade                bool // Connection: upgrade
-	upgradeTo, teValue     []byte
-	expect                 bool
-	upgrades, nominations  int
-	hostValue, lengthValue []byte
+	host, length, coding int // how often the field was there
+	chunked              bool
+	unknownCoding        bool
+	close, keepAlive     bool
+	upgrade              bool // Connection: upgrade
+	upgradeTo, teValue   []byte
+	expect               bool
+	upgrades             int
+	hostValue            []byte
 }
 
 // parseHead reads a complete head, the empty line included, whose lines p.lines knows.

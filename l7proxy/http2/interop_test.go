@@ -34,14 +34,6 @@ type driver struct {
 	done   chan struct{}
 }
 
-func drive(conn net.Conn, c *Conn, handle func(ev Event)) *driver {
-	d := &driver{c: c, conn: conn, handle: handle, done: make(chan struct{})}
-	d.wake.L = &d.mu
-	go d.write()
-	go d.read()
-	return d
-}
-
 // pump takes all events; the lock is held.
 func (d *driver) pump(buf []byte) []byte {
 	for d.err == nil {

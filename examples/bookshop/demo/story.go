@@ -514,8 +514,12 @@ func agentKilled(ctx context.Context, s *shop) (string, error) {
 	if err := s.WaitReady(ctx); err != nil {
 		return "", err
 	}
-	if again, err := s.agentPID(ctx); err != nil || again == pid {
-		return "", fmt.Errorf("the agent is still process %d (%v)", again, err)
+	again, err := s.agentPID(ctx)
+	if err != nil {
+		return "", err
+	}
+	if again == pid {
+		return "", fmt.Errorf("the agent is still process %d", again)
 	}
 	return fmt.Sprintf("%d requests, each on a new connection, while it was killed and came back: none failed", t.Requests), nil
 }
