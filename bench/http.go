@@ -26,14 +26,14 @@ apiVersion: v1
 kind: Service
 metadata: {name: plain, namespace: bench}
 spec:
-  selector: {app: web}
+  selector: {app: relay}
   ports: [{name: tcp, port: 9000, targetPort: 9000}]
 ---
 apiVersion: v1
 kind: Service
 metadata: {name: relayed, namespace: bench}
 spec:
-  selector: {app: web}
+  selector: {app: relay}
   ports: [{name: tcp, port: 9000, targetPort: 9000, appProtocol: tcp}]
 ---
 # Only for it to be steered: bytes that are not HTTP are relayed.
@@ -41,7 +41,7 @@ apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata: {name: relayed, namespace: bench}
 spec:
-  parentRefs: [{group: "", kind: Service, name: relayed}]
+  parentRefs: [{group: "", kind: Service, name: relayed, port: 9000}]
   rules: [{backendRefs: [{name: relayed, port: 9000}]}]
 ---
 apiVersion: gateway.networking.k8s.io/v1
@@ -74,12 +74,12 @@ spec:
 
 const gatewayAddress = "198.51.100.10"
 
-// startBackend starts a server as the workload bench/web and returns its address.
-func startBackend(ctx context.Context, l *lab.Lab, program string, args ...string) (string, error) {
-	if _, err := l.Workload(ctx, "bench", "web", []string{"--label", "app=web"}, program, args...).Start(); err != nil {
+// startBackend starts a server as a workload and returns its address.
+func startBackend(ctx context.Context, l *lab.Lab, name, program string, args ...string) (string, error) {
+	if _, err := l.Workload(ctx, "bench", name, []string{"--label", "app=" + name}, program, args...).Start(); err != nil {
 		return "", err
 	}
-	return workloadAddress(ctx, l, "web")
+	return workloadAddress(ctx, l, name)
 }
 
 // workloadAddress waits until a workload runs and returns its IPv4 address.
@@ -108,7 +108,7 @@ func httpBackend(ctx context.Context, l *lab.Lab) (string, error) {
 	if err := os.WriteFile(filepath.Join(dir, "conf"), []byte(conf), 0o644); err != nil {
 		return "", err
 	}
-	return startBackend(ctx, l, "/usr/sbin/nginx", "-p", dir, "-c", filepath.Join(dir, "conf"), "-e", filepath.Join(dir, "error.log"))
+	return startBackend(ctx, l, "web", "/usr/sbin/nginx", "-p", dir, "-c", filepath.Join(dir, "conf"), "-e", filepath.Join(dir, "error.log"))
 }
 
 // runHTTP measures HTTP from clients that client starts.

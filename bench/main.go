@@ -64,6 +64,7 @@ func main() {
 func run() error {
 	pick := flag.String("rows", "", "ids of rows, comma separated; empty: all")
 	quick := flag.Bool("quick", false, "few and short rounds: about two minutes, for a first impression")
+	hold := flag.Bool("hold", false, "only start the node and its servers, for a look at it, until Ctrl-C")
 	out := flag.String("out", "docs/benchmarks", "folder of the results")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -71,6 +72,9 @@ func run() error {
 	o := &options{quick: *quick, rounds: 9, out: *out}
 	if *quick {
 		o.rounds = 3
+	}
+	if *hold {
+		return holdLab(ctx)
 	}
 	wanted := strings.FieldsFunc(*pick, func(r rune) bool { return r == ',' })
 	report := newReport(o)
@@ -131,4 +135,20 @@ func withLab(ctx context.Context, files map[string]string, f func(*lab.Lab) erro
 		return fmt.Errorf("%w\n%s", err, l.LogTail(20))
 	}
 	return nil
+}
+
+// holdLab starts what the rows measure and leaves it to the person.
+func holdLab(ctx context.Context) error {
+	return withLab(ctx, map[string]string{"base.yaml": baseYAML}, func(l *lab.Lab) error {
+		address, err := httpBackend(ctx, l)
+		if err != nil {
+			return err
+		}
+		if _, err := tcpBackend(ctx, l); err != nil {
+			return err
+		}
+		fmt.Printf("web at %s:8080, Gateway at %s, run folder %s\n", address, gatewayAddress, l.RunDir())
+		<-ctx.Done()
+		return nil
+	})
 }

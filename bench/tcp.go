@@ -55,7 +55,7 @@ func tcpBackend(ctx context.Context, l *lab.Lab) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return startBackend(ctx, l, self, "tcp-server", ":9000")
+	return startBackend(ctx, l, "relay", self, "tcp-server", ":9000")
 }
 
 func runP6(ctx context.Context, o *options) ([]Row, error) {
@@ -83,7 +83,7 @@ func runP6(ctx context.Context, o *options) ([]Row, error) {
 			}
 			haproxy.run = load(fmt.Sprintf("%s:%d", lab.NodeAddress, haproxyPort))
 			contestants := []contestant{
-				{name: direct, cgroups: []string{filepath.Join(l.Cgroup(), "workloads", "bench_web")}, run: load(address + ":9000")},
+				{name: direct, cgroups: []string{filepath.Join(l.Cgroup(), "workloads", "bench_relay")}, run: load(address + ":9000")},
 				{name: ours, cgroups: []string{filepath.Join(l.Cgroup(), "node")}, run: load("relayed:9000")},
 				*haproxy,
 			}
