@@ -13,6 +13,13 @@ import (
 // curl is a client that nobody changed for the mesh.
 const curl = "/usr/bin/curl"
 
+// TestReady: when a node says that it is ready, its proxy serves.
+func TestReady(t *testing.T) {
+	if r := shared.observe(t, "--reason", "proxy-unavailable", "--last", "1"); len(r) > 0 {
+		t.Errorf("refused after the node said that it is ready: %+v", r)
+	}
+}
+
 // TestCurl: by name, over either family, to a service that the proxy takes and to
 // one that it never sees.
 func TestCurl(t *testing.T) {

@@ -33,7 +33,7 @@ import (
 
 // call is what a console is asked to do: one JSON value a line.
 type call struct {
-	// Do is lookup, own, links, raw, bytes, http, drain, tls, grpc, open, say (a line, for a
+	// Do is lookup, own, links, raw, bytes, http, drain, tls, grpc, connect, open, say (a line, for a
 	// line), line or close.
 	Do   string
 	Host string // lookup
@@ -171,6 +171,12 @@ func (s *consoleState) do(c call, a *answer) error {
 		s.conns[c.Name] = &openConn{conn, bufio.NewReader(conn)}
 		a.Local, a.Peer = conn.LocalAddr().String(), conn.RemoteAddr().String()
 		return nil
+	case "connect":
+		conn, err := net.DialTimeout("tcp", c.Addr, ioLimit)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
 	case "say":
 		conn := s.conns[c.Name]
 		if err := conn.SetDeadline(time.Now().Add(ioLimit)); err != nil {
