@@ -65,6 +65,8 @@ type worker struct {
 	origin origins
 
 	synced atomic.Bool
+	// serves wakes beat, so that the kernel programs learn at once that it does.
+	serves chan struct{}
 	// heartbeat is the descriptor of the kernel's map, or -1.
 	heartbeat atomic.Int64
 
@@ -88,7 +90,7 @@ func runWorker(ctx context.Context, s *settings) error {
 	if err := registerBuild(reg, "proxy"); err != nil {
 		return err
 	}
-	w := &worker{s: s, logger: logger, store: store.New(), routes: route.NewTables(), dnsSockets: map[handoff.Socket]int{}}
+	w := &worker{s: s, logger: logger, store: store.New(), routes: route.NewTables(), dnsSockets: map[handoff.Socket]int{}, serves: make(chan struct{}, 1)}
 	w.heartbeat.Store(-1)
 	w.origin.maps.Store(-1)
 
@@ -234,6 +236,7 @@ func (w *worker) beat(ctx context.Context) error {
 		}
 		select {
 		case <-t.C:
+		case <-w.serves:
 		case <-ctx.Done():
 			return nil
 		}
@@ -351,7 +354,13 @@ func (w *worker) RemoveWorkload(wl handoff.Workload) {
 }
 
 // Synced lets the heartbeat begin.
-func (w *worker) Synced() { w.synced.Store(true) }
+func (w *worker) Synced() {
+	w.synced.Store(true)
+	select {
+	case w.serves <- struct{}{}:
+	default:
+	}
+}
 
 var socketTypes = map[handoff.SocketType]l7proxy.SocketType{
 	handoff.SocketOutbound: l7proxy.SocketOutbound,
