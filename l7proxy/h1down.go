@@ -234,7 +234,7 @@ func (d *downConn) http1Timeout() {
 
 // wantsMore reports whether the connection should be read.
 func (h *h1down) wantsMore() bool {
-	if h.last && !h.reading {
+	if h.last && !h.reading || h.excess > lingerBytes {
 		return false
 	}
 	return !h.x.active || h.reading && h.x.ready()
@@ -272,7 +272,7 @@ func (h *h1down) feed(buf []byte) []byte {
 		case http1.Data:
 			if !h.x.active {
 				if h.excess += len(ev.Data); h.excess > lingerBytes {
-					h.last, h.reading = true, false
+					h.last = true // and reading: the client is let down gently
 					return nil
 				}
 				continue
