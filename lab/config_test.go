@@ -94,7 +94,7 @@ func TestBrokenFile(t *testing.T) {
 			eventually(t, func() error {
 				text, err := shared.Sluice(t.Context(), "status")
 				if exitCode(err) != 3 || !strings.Contains(text, "broken.yaml") {
-					return fmt.Errorf("sluice status ends with %v:\n%s", err, text)
+					return fmt.Errorf("sluice status ends with status %d:\n%s", exitCode(err), text)
 				}
 				return nil
 			})

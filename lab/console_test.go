@@ -422,6 +422,13 @@ func (s *consoleState) http(ctx context.Context, c call, a *answer) error {
 		return nil
 	}
 	defer resp.Body.Close()
+	if both, ok := resp.Body.(io.ReadWriter); ok && resp.StatusCode == http.StatusSwitchingProtocols {
+		if _, err := fmt.Fprintln(both, c.Message); err != nil {
+			return err
+		}
+		a.Text, err = lastLine(bufio.NewReader(both))
+		return err
+	}
 	if c.Sum {
 		a.Size, a.Text, err = sumOf(resp.Body)
 		return err

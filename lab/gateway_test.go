@@ -67,6 +67,16 @@ func TestGatewayNames(t *testing.T) {
 	}
 }
 
+// TestGatewayUpgrade: 101 through TLS. A client that offers HTTP/1.1 alone, as those
+// of WebSocket do, gets it.
+func TestGatewayUpgrade(t *testing.T) {
+	a := shared.outside.must(t, call{Do: "http", URL: "https://www.example/web/upgrade", HTTP1: true, CA: shared.caPEM(t, "www"), Resolve: edge4 + ":443",
+		Header: map[string]string{"Connection": "Upgrade", "Upgrade": "lines"}, Message: "hello"})
+	if a.Status != 101 || a.Header.Get("Upgrade") != "lines" || !strings.HasPrefix(a.Text, "web-a hello peer=") {
+		t.Errorf("status %d, %v, then %q", a.Status, a.Header, a.Text)
+	}
+}
+
 // smuggling are requests whose end two readers may see at different bytes, or that
 // are not what RFC 9112 calls a request. The word SMUGGLED is a path that a server
 // must never see, MARK one of its own for each.

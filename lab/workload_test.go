@@ -55,7 +55,7 @@ func TestReplicas(t *testing.T) {
 	for _, url := range services {
 		shared.servedBy(t, url, "web-a")
 	}
-	links := len(shared.nodeLinks(t))
+	links, mounts := len(shared.nodeLinks(t)), mountsBelow(t, shared.RunDir())
 	second, err := shared.serve("shop", "web-b", "app=web")
 	if err != nil {
 		t.Fatal(err)
@@ -67,8 +67,10 @@ func TestReplicas(t *testing.T) {
 	if now := len(shared.nodeLinks(t)); now != links+1 {
 		t.Errorf("the node had %d links, and with one more workload %d", links, now)
 	}
-	cgroups := workloadCgroups(t, shared.Lab, "shop_web-b")
-	if len(cgroups) == 0 {
+	if now := mountsBelow(t, shared.RunDir()); now != mounts+1 {
+		t.Errorf("there were %d mounts, and with one more namespace %d", mounts, now)
+	}
+	if len(workloadCgroups(t, shared.Lab, "shop_web-b")) == 0 {
 		t.Fatal("the workload has no cgroup of its name")
 	}
 	if err := unix.Kill(second.PID(), unix.SIGKILL); err != nil {
@@ -95,22 +97,21 @@ func TestReplicas(t *testing.T) {
 			}
 			return nil
 		})
-		return errors.Join(append(errs, err, mounted("web-b"))...)
+		if now := mountsBelow(t, shared.RunDir()); now != mounts {
+			errs = append(errs, fmt.Errorf("%d mounts, there were %d", now, mounts))
+		}
+		return errors.Join(append(errs, err)...)
 	})
 }
 
-// mounted says what is mounted at a path with the word.
-func mounted(word string) error {
-	text, err := os.ReadFile("/proc/self/mountinfo")
+// mountsBelow counts the mounts in a folder: network namespaces among others.
+func mountsBelow(t *testing.T, dir string) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
-	for line := range strings.Lines(string(text)) {
-		if strings.Contains(line, word) {
-			return fmt.Errorf("mount %s", line)
-		}
-	}
-	return nil
+	return strings.Count(string(text), " "+dir+"/")
 }
 
 // workloadCgroups returns the cgroups below the node's of which the name has the word.
