@@ -42,7 +42,7 @@ type Sockets interface {
 
 // AccessLog takes a record of each finished exchange and connection.
 type AccessLog interface {
-	// Add must not block and must not keep f.
+	// Add must not block and must not keep f or its strings.
 	Add(f *flow.Flow)
 }
 
@@ -72,10 +72,14 @@ type Config struct {
 	// resource stays away, and must not block. May be nil.
 	Want func(kind mesh.Kind, key string)
 
-	// Flows takes one record for each finished exchange or connection; the record
-	// is the callee's, who may keep it. Called on the loops: it must not block, and
-	// counts what it drops. May be nil.
+	// Flows takes one record for each finished exchange or connection. The record and
+	// its strings are valid during the call only: who keeps something copies it.
+	// Called on the loops: it must not block, and counts what it drops. May be nil.
 	Flows func(*flow.Flow)
+	// AdmitFlow is asked before a flow of a request that went well is made; false
+	// means that it is counted as lost and not wanted. Nil: all are. Called on the
+	// loops, like Flows.
+	AdmitFlow func() bool
 	// AccessLog may be nil.
 	AccessLog AccessLog
 

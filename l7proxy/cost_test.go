@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/sluice-mesh/sluice/mesh"
+	"github.com/sluice-mesh/sluice/observe/flow"
 )
 
 // rawServer answers each head that ends in an empty line with a fixed response, and
@@ -97,7 +98,8 @@ func kilobyte() []byte {
 // calls and memory. Data moves with four system calls: a read and a write on each
 // side.
 func TestCostHTTP1(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.Flows = nil })
+	var bytes uint64
+	l := newLab(t, func(c *Config) { c.Flows = func(f *flow.Flow) { bytes += f.BytesOut } })
 	l.commit(routed(web(mesh.AppProtocolHTTP, tcpServer(t, rawServer(kilobyte()))), to(webCluster))...)
 	r := newRawClient(t, dial(t, l.outbound(vip)), browserRequest)
 	run := func() {

@@ -138,7 +138,15 @@ func (l *lab) want(kind mesh.Kind, key string) {
 	}
 }
 
-func (l *lab) addFlow(f *flow.Flow) {
+func (l *lab) addFlow(borrowed *flow.Flow) {
+	f := new(flow.Flow)
+	*f = *borrowed
+	if f.HTTP != nil {
+		h := *f.HTTP
+		h.Method, h.Authority = strings.Clone(h.Method), strings.Clone(h.Authority)
+		h.Path, h.GRPC = strings.Clone(h.Path), strings.Clone(h.GRPC)
+		f.HTTP = &h
+	}
 	l.mu.Lock()
 	l.flows = append(l.flows, f)
 	l.mu.Unlock()

@@ -1,8 +1,8 @@
 package l7proxy
 
 import (
-	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/sluice-mesh/sluice/l7proxy/upstream"
 	"github.com/sluice-mesh/sluice/mesh"
@@ -14,6 +14,9 @@ type httpFlow struct {
 	flow.Flow
 	http flow.HTTP
 }
+
+// unsafeString is b as a string, as long as b does not change.
+func unsafeString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 // reasonTexts are the reasons' words as bytes.
 var reasonTexts = func() map[flow.Reason][]byte {
@@ -52,30 +55,20 @@ func (x *exchange) record() {
 	w.metrics.bytesIn[d.journey].Add(float64(x.bytesIn))
 	w.metrics.bytesOut[d.journey].Add(float64(x.bytesOut))
 	cfg := &w.proxy.cfg
-	if cfg.Flows == nil && cfg.AccessLog == nil {
+	wanted := cfg.Flows != nil && (x.reason != flow.ReasonNone || cfg.AdmitFlow == nil || cfg.AdmitFlow())
+	if !wanted && cfg.AccessLog == nil {
 		return
 	}
-	f := &httpFlow{}
+	f := &w.record
+	*f = httpFlow{}
 	f.Type = flow.TypeHTTP
 	f.HTTP = &f.http
 	w.fill(&f.Flow, d, x.reason, x.detail, x.endpoint)
 	f.BytesIn, f.BytesOut = x.bytesIn, x.bytesOut
 	f.Duration = time.Duration(took)
-	// One string for all that the client sent.
-	var text strings.Builder
-	text.Grow(len(x.method) + len(x.authority) + len(x.path) + len(x.grpcOut))
-	text.Write(x.method)
-	text.Write(x.authority)
-	text.Write(x.path)
-	text.Write(x.grpcOut)
-	s := text.String()
-	cut := func(n int) string {
-		part := s[:n]
-		s = s[n:]
-		return part
-	}
-	f.http.Method, f.http.Authority = cut(len(x.method)), cut(len(x.authority))
-	f.http.Path, f.http.GRPC = cut(len(x.path)), cut(len(x.grpcOut))
+	// In memory of the exchange, which the receiver of the record may not keep.
+	f.http.Method, f.http.Authority = unsafeString(x.method), unsafeString(x.authority)
+	f.http.Path, f.http.GRPC = unsafeString(x.path), unsafeString(x.grpcOut)
 	f.http.Proto = x.proto.String()
 	f.http.Status = status
 	f.http.Tries = x.tries
@@ -83,7 +76,7 @@ func (x *exchange) record() {
 		f.http.Route = rm.route
 		f.http.Rule = x.rule.RuleIndex
 	}
-	w.report(&f.Flow)
+	w.report(&f.Flow, wanted)
 }
 
 // recordConn counts and reports a connection that ended and was no HTTP.
@@ -94,11 +87,12 @@ func (w *worker) recordConn(d *downConn, reason flow.Reason, detail string, in, 
 	if w.proxy.cfg.Flows == nil && w.proxy.cfg.AccessLog == nil {
 		return
 	}
-	f := &flow.Flow{Type: flow.TypeTCP}
+	w.record = httpFlow{Flow: flow.Flow{Type: flow.TypeTCP}}
+	f := &w.record.Flow
 	w.fill(f, d, reason, detail, e)
 	f.BytesIn, f.BytesOut = in, out
 	f.Duration = time.Duration(w.loop.Now() - d.opened)
-	w.report(f)
+	w.report(f, w.proxy.cfg.Flows != nil)
 }
 
 // fill writes what all flows have.
@@ -135,12 +129,12 @@ func (w *worker) fill(f *flow.Flow, d *downConn, reason flow.Reason, detail stri
 	}
 }
 
-func (w *worker) report(f *flow.Flow) {
+func (w *worker) report(f *flow.Flow, wanted bool) {
 	cfg := &w.proxy.cfg
 	if cfg.AccessLog != nil {
 		cfg.AccessLog.Add(f)
 	}
-	if cfg.Flows != nil {
+	if wanted {
 		cfg.Flows(f)
 	}
 }

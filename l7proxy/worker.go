@@ -54,6 +54,7 @@ type worker struct {
 	freeH2 []*h2downStream
 	freeUp []*h2upStream
 
+	record     httpFlow // the one that is being reported
 	answer     message.Head
 	answerBody []byte
 	noRequest  message.Head

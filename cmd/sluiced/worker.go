@@ -138,7 +138,7 @@ func runWorker(ctx context.Context, s *settings) error {
 	cfg := l7proxy.Config{
 		Loops: loops, Node: s.NodeName, Store: w.store, Routes: w.routes, Certificates: certificates,
 		Origins: &w.origin, Sockets: w.pool, Want: w.xds.Want,
-		Flows: queue.Add, Logger: logger, Registerer: reg, Limits: l7proxy.DefaultLimits(),
+		Flows: queue.Put, AdmitFlow: queue.Admit, Logger: logger, Registerer: reg, Limits: l7proxy.DefaultLimits(),
 	}
 	if access != nil {
 		cfg.AccessLog = access

@@ -19,9 +19,9 @@ import (
 const (
 	// DefaultQueueBytes of a worker hold about 1,500 requests.
 	DefaultQueueBytes = 256 << 10
-	// DefaultPerSecond is far more than a person or a disk takes, and costs the agent
-	// a few percent of a core.
-	DefaultPerSecond = 20_000
+	// DefaultPerSecond is more than a person reads, and costs proxy and agent together
+	// less than a twentieth of a core.
+	DefaultPerSecond = 5_000
 
 	minQueueBytes = 2 * record.MaxBytes
 	maxPerSecond  = 10_000_000
@@ -137,10 +137,34 @@ func (s *Sender) NewQueue() *Queue {
 // allocate and keeps no reference to f. Many goroutines may call it, but one queue
 // for each is quicker.
 func (q *Queue) Add(f *flow.Flow) {
-	if !q.sender.limit.take(time.Since(q.sender.start)) || !q.put(f) {
-		q.lost.Add(1)
-		q.sender.lost.Inc()
+	if q.Admit() {
+		q.Put(f)
 	}
+}
+
+// Admit takes one flow's share of the limit per second, or counts a flow as lost.
+// A caller for whom a flow costs something to make asks first and then calls Put.
+func (q *Queue) Admit() bool {
+	if q.sender.limit.take(time.Since(q.sender.start)) {
+		return true
+	}
+	q.lose()
+	return false
+}
+
+// Put is Add without regard to the limit per second, for a flow that was admitted
+// or that must not be missed, such as a refusal.
+func (q *Queue) Put(f *flow.Flow) {
+	if !q.put(f) {
+		q.lose()
+		return
+	}
+	q.sender.stir()
+}
+
+func (q *Queue) lose() {
+	q.lost.Add(1)
+	q.sender.lost.Inc()
 	q.sender.stir()
 }
 
@@ -152,7 +176,10 @@ func (q *Queue) put(f *flow.Flow) bool {
 	if cap(q.buf)-len(q.buf) < record.MaxBytes {
 		return false
 	}
-	q.buf = record.Append(q.buf, f)
+	// Whoever receives it knows the labels, and believes nobody else's.
+	bare := *f
+	bare.Source.Labels, bare.Destination.Labels = nil, nil
+	q.buf = record.Append(q.buf, &bare)
 	q.flows++
 	return true
 }
