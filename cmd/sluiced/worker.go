@@ -135,6 +135,10 @@ func runWorker(ctx context.Context, s *settings) error {
 	if loops == 0 {
 		loops = runtime.GOMAXPROCS(0)
 	}
+	// One more than there are loops, for everything else: with no P to spare, the
+	// runtime's monitor would take the P of each loop that waits for events, every 20
+	// microseconds, and wake a thread to do so.
+	runtime.GOMAXPROCS(loops + 1)
 	cfg := l7proxy.Config{
 		Loops: loops, Node: s.NodeName, Store: w.store, Routes: w.routes, Certificates: certificates,
 		Origins: &w.origin, Sockets: w.pool, Want: w.xds.Want,
