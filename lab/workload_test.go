@@ -26,7 +26,7 @@ func (n *node) servedBy(t *testing.T, url string, names ...string) {
 				return err
 			}
 			if a.Status != 200 {
-				return fmt.Errorf("status %d %s", a.Status, a.Error)
+				return fmt.Errorf("%s: %+v", url, a)
 			}
 			by[a.Header.Get("X-Served-By")]++
 		}
