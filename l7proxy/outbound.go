@@ -60,6 +60,12 @@ func (d *downConn) outboundDetected(kind detect.Kind) {
 	case detect.HTTP2:
 		d.speakHTTP2()
 	default:
+		if p := d.port.AppProtocol; p == mesh.AppProtocolHTTP || p == mesh.AppProtocolHTTP2 {
+			// The port says HTTP: what is none is refused by the parser and does not
+			// get around the routes as raw bytes.
+			d.speakHTTP1()
+			return
+		}
 		d.startTunnel()
 	}
 }

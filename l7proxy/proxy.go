@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -82,6 +83,10 @@ type Proxy struct {
 	generation atomic.Uint64 // of the store's content
 	draining   atomic.Bool
 
+	// addresses of the mesh's workloads, by key. It belongs to whoever commits to the
+	// store.
+	addresses map[string][]netip.Addr
+
 	mu      sync.Mutex
 	sockets map[socketKey]*socket // guarded by mu
 	budgets map[string]*budget    // guarded by mu
@@ -109,7 +114,7 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p := &Proxy{
 		cfg: cfg, limits: cfg.Limits.withDefaults(), log: cfg.Logger.With("component", "l7proxy"),
-		sockets: map[socketKey]*socket{}, budgets: map[string]*budget{},
+		sockets: map[socketKey]*socket{}, budgets: map[string]*budget{}, addresses: map[string][]netip.Addr{},
 	}
 	var err error
 	if p.metrics, err = newMetrics(cfg.Registerer); err != nil {
@@ -128,6 +133,10 @@ func New(cfg Config) (*Proxy, error) {
 		}
 		p.workers = append(p.workers, w)
 	}
+	cfg.Store.Range(mesh.KindWorkload, func(r mesh.Resource) bool {
+		p.addresses[r.Key()] = r.(*mesh.Workload).Addresses
+		return true
+	})
 	cfg.Store.Subscribe(func(d mesh.Delta) {
 		p.generation.Add(1)
 		for _, w := range p.workers {
@@ -141,8 +150,44 @@ func New(cfg Config) (*Proxy, error) {
 				w.loop.Post(func() { w.set.Remove(ref.Key) })
 			}
 		}
+		p.hangUp(d)
 	})
 	return p, nil
+}
+
+// hangUp ends the upstream connections to addresses that no workload has any more.
+// A workload whose interface is gone can send neither FIN nor RST: without this a
+// request under way would wait for its idle timeout.
+func (p *Proxy) hangUp(d mesh.Delta) {
+	var gone []netip.Addr
+	for _, r := range d.Upserts {
+		wl, ok := r.(*mesh.Workload)
+		if !ok {
+			continue
+		}
+		for _, a := range p.addresses[wl.Key()] {
+			if !slices.Contains(wl.Addresses, a) {
+				gone = append(gone, a)
+			}
+		}
+		p.addresses[wl.Key()] = wl.Addresses
+	}
+	for _, ref := range d.Removes {
+		if ref.Kind == mesh.KindWorkload {
+			gone = append(gone, p.addresses[ref.Key]...)
+			delete(p.addresses, ref.Key)
+		}
+	}
+	if len(gone) == 0 {
+		return
+	}
+	for _, w := range p.workers {
+		w.loop.Post(func() {
+			for _, a := range gone {
+				w.loop.HangUp(a)
+			}
+		})
+	}
 }
 
 // Run serves until ctx ends, then closes all connections and listening sockets.

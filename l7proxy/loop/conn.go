@@ -29,6 +29,8 @@ type Conn struct {
 	failed   bool // EPOLLERR was seen
 	queued   bool // in loop.again
 	eof      bool // a read returned 0
+
+	peer netip.Addr // of Connect; the key in loop.peers
 }
 
 // Attach registers the non-blocking socket fd, which becomes the Conn's, also on
@@ -64,11 +66,25 @@ func (l *Loop) Connect(fd int, to netip.AddrPort, h Handler) (*Conn, error) {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("connect", errno)
 	}
-	c := &Conn{loop: l, handler: h, fd: fd}
+	c := &Conn{loop: l, handler: h, fd: fd, peer: to.Addr()}
 	if err := c.register(); err != nil {
 		return nil, err
 	}
+	if l.peers[c.peer] == nil {
+		l.peers[c.peer] = map[*Conn]struct{}{}
+	}
+	l.peers[c.peer][c] = struct{}{}
 	return c, nil
+}
+
+// HangUp shuts all connections that Connect made to an address, in both
+// directions, as if the peer had closed them: for a peer that is gone and cannot
+// say so any more. Their handlers see the end of the stream.
+func (l *Loop) HangUp(addr netip.Addr) {
+	for c := range l.peers[addr] {
+		// ENOTCONN: it is still connecting, and its attempt has a limit of its own.
+		_ = unix.Shutdown(c.fd, unix.SHUT_RDWR)
+	}
 }
 
 // Connected reports whether the attempt of Connect has ended, and its error.
@@ -326,6 +342,12 @@ func (c *Conn) Close() {
 	c.loop.release(c.slot)
 	c.fd = -1
 	c.handler = nil
+	if peers := c.loop.peers[c.peer]; peers != nil {
+		delete(peers, c)
+		if len(peers) == 0 {
+			delete(c.loop.peers, c.peer)
+		}
+	}
 }
 
 // Reset ends the connection with a RST.

@@ -72,6 +72,7 @@ type Loop struct {
 	iov     [4]unix.Iovec
 	msg     unix.Msghdr
 	sa      unix.RawSockaddrAny
+	peers   map[netip.Addr]map[*Conn]struct{} // connections made by Connect
 
 	sleeping atomic.Bool
 	inboxLen atomic.Int32
@@ -105,6 +106,7 @@ func New() (*Loop, error) {
 		epfd: epfd, wakefd: wakefd, epoch: time.Now(),
 		Scratch: make([]byte, ScratchSize),
 		events:  make([]unix.EpollEvent, eventBatch),
+		peers:   map[netip.Addr]map[*Conn]struct{}{},
 	}
 	slot := l.register(entry{wake: true})
 	if err := l.add(wakefd, slot, unix.EPOLLIN|unix.EPOLLET); err != nil {
