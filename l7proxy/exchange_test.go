@@ -236,6 +236,7 @@ func TestExchangeSlowReader(t *testing.T) {
 		const pieces = 1024
 		c := l.serve(down, up, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			piece := make([]byte, 64<<10)
+			w.Header().Set("Content-Length", fmt.Sprint(pieces*len(piece)))
 			for range pieces {
 				if _, err := w.Write(piece); err != nil {
 					return
@@ -270,6 +271,51 @@ func TestExchangeSlowReader(t *testing.T) {
 		l.proxy.workers[0].loop.Post(func() { lent <- l.proxy.workers[0].loop.Buffers.Lent() })
 		if n := <-lent; n != 0 {
 			t.Errorf("the proxy still holds %d bytes", n)
+		}
+	})
+}
+
+// TestExchangeSlowEndpoint: an endpoint that reads late makes the client stop, and
+// gets the end of the request too, wherever the client was stopped.
+func TestExchangeSlowEndpoint(t *testing.T) {
+	pairings(t, func(t *testing.T, down, up speaker) {
+		l := newLab(t)
+		held := make(chan chan struct{})
+		c := l.serve(down, up, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			release := make(chan struct{})
+			held <- release
+			<-release
+			n, err := io.Copy(io.Discard, r.Body)
+			fmt.Fprintf(w, "%d %v", n, err)
+		}))
+		lent := make(chan int)
+		w := l.proxy.workers[0]
+		// Sizes around what the kernel's buffers hold, so that some end in ours.
+		for size := 1 << 20; size <= 8<<20; size += 450_000 {
+			answer := make(chan string, 1)
+			go func() {
+				res, err := c.Post("http://web/", "", bytes.NewReader(make([]byte, size)))
+				if err != nil {
+					answer <- err.Error()
+					return
+				}
+				defer res.Body.Close()
+				b, _ := io.ReadAll(res.Body)
+				answer <- string(b)
+			}()
+			release := <-held
+			for still, last := 0, -1; still < 5; time.Sleep(time.Millisecond) {
+				w.loop.Post(func() { lent <- w.loop.Buffers.Lent() })
+				if n := <-lent; n == last {
+					still++
+				} else {
+					still, last = 0, n
+				}
+			}
+			close(release)
+			if got, want := <-answer, fmt.Sprintf("%d <nil>", size); got != want {
+				t.Fatalf("got %q, want %q", got, want)
+			}
 		}
 	})
 }
@@ -494,6 +540,16 @@ func TestExchangeStaleConnection(t *testing.T) {
 	res.Body.Close()
 	if res.StatusCode != 502 {
 		t.Errorf("POST: %d", res.StatusCode)
+	}
+	get(t, c, "http://web/")
+	// Nor is one without a body, of which the endpoint may have seen all.
+	before := conns.Load()
+	if res, err = c.Post("http://web/", "", nil); err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if res.StatusCode != 502 || conns.Load() != before {
+		t.Errorf("POST without a body: %d, %d more connections", res.StatusCode, conns.Load()-before)
 	}
 }
 

@@ -22,6 +22,7 @@ type h1down struct {
 	reading  bool // the request is not complete
 	switched bool // 101 was sent: the exchange became a tunnel
 	last     bool // the connection ends after this response
+	due      bool // feed stopped within a request: an End may follow that takes no byte
 	timed    bool // the timer bounds an incomplete head
 	excess   int  // body bytes thrown away after an early answer
 	broken   error
@@ -60,7 +61,8 @@ func (d *downConn) http1Read() {
 			h = d.w.takeH1down(d)
 		}
 		progress := false
-		if d.in != nil {
+		if d.in != nil || h.due {
+			h.due = false
 			before := len(d.unread())
 			rest := h.feed(d.unread())
 			if d.mode != modeHTTP1 {
@@ -248,6 +250,7 @@ func (h *h1down) feed(buf []byte) []byte {
 		if h.x.active && !(h.reading && (h.x.ready() || h.x.head.End)) {
 			// Waits for the endpoint, or for the response before a pipelined request.
 			d.limit = smallRead
+			h.due = h.reading
 			return buf
 		}
 		if h.last && !h.reading {
@@ -393,7 +396,7 @@ func (h *h1down) end(trailers []message.Field) {
 		h.broken = err
 		return
 	}
-	if h.d.in != nil || h.d.c.Readable() {
+	if h.due || h.d.in != nil || h.d.c.Readable() {
 		h.d.c.Again()
 	}
 }
@@ -419,7 +422,7 @@ var errAborted = errors.New("response aborted")
 func (h *h1down) full() bool { return h.d.full() }
 
 func (h *h1down) wake() {
-	if h.d.in != nil || h.d.readable() {
+	if h.due || h.d.in != nil || h.d.readable() {
 		h.d.c.Again()
 	}
 }

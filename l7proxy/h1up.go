@@ -24,6 +24,7 @@ type h1up struct {
 	asked   bool // the whole request was written
 	closing bool // the endpoint ends the connection after this response
 	retired bool
+	due     bool // feed stopped for the client's sake: an End may follow that takes no byte
 	timer   loop.Timer
 }
 
@@ -55,7 +56,7 @@ func (u *h1up) close() {
 func (u *h1up) begin(x *exchange) error {
 	u.w.loop.StopTimer(&u.timer)
 	u.x, u.down = x, x.down
-	u.sent, u.heard, u.closing = false, false, false
+	u.sent, u.heard, u.closing, u.due = false, false, false, false
 	u.asked = x.head.End
 	u.parser.ExpectResponseTo(x.head.Method)
 	out := u.writer.AppendRequest(u.room(headSize(&x.head)), &x.head)
@@ -102,7 +103,7 @@ func (u *h1up) cancel() {
 func (u *h1up) full() bool { return u.wire.full() }
 
 func (u *h1up) wake() {
-	if u.in != nil || u.readable() {
+	if u.due || u.in != nil || u.readable() {
 		u.c.Again()
 	}
 }
@@ -183,7 +184,8 @@ func (u *h1up) read() {
 			u.settled()
 			return
 		}
-		if u.in != nil {
+		if u.in != nil || u.due {
+			u.due = false
 			rest := u.feed(u.unread())
 			if u.c.Closed() {
 				return
@@ -244,6 +246,7 @@ func (u *h1up) feed(buf []byte) []byte {
 		case http1.Data:
 			u.x.responseData(ev.Data)
 			if u.x != nil && u.down.full() {
+				u.due = true
 				return buf
 			}
 		case http1.Trailers:

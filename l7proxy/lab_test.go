@@ -113,6 +113,11 @@ func (l *lab) wantClean() {
 			l.t.Errorf("loop %d: %d connections are left", w.id, len(w.conns))
 		}
 	}
+	for _, w := range l.proxy.workers {
+		if n := w.set.Active(); n != 0 {
+			l.t.Errorf("loop %d: %d requests count as under way at endpoints", w.id, n)
+		}
+	}
 	for name, b := range l.proxy.budgets {
 		if b.connections.Load() != 0 || b.bytes.Load() != 0 {
 			l.t.Errorf("budget of %s: %d connections, %d bytes", name, b.connections.Load(), b.bytes.Load())

@@ -363,7 +363,7 @@ func (w *worker) takeH1down(d *downConn) *h1down {
 		h.x.prepare(w)
 	}
 	h.d = d
-	h.reading, h.last, h.timed, h.broken, h.excess = false, false, false, nil, 0
+	h.reading, h.last, h.timed, h.due, h.broken, h.excess = false, false, false, false, nil, 0
 	d.h1 = h
 	return h
 }

@@ -158,6 +158,15 @@ func (s *Set) Close() {
 	}
 }
 
+// Active is how many requests and raw connections are under way at all endpoints.
+func (s *Set) Active() int {
+	n := 0
+	for _, e := range s.endpoints {
+		n += e.Active
+	}
+	return n
+}
+
 // Len is how many endpoints the cluster has.
 func (c *Cluster) Len() int { return len(c.endpoints) }
 
