@@ -350,7 +350,7 @@ func (h *h1down) respond(head *message.Head) {
 	} else if head.Status >= 200 {
 		// A client that waits for 100 (Continue) sends no body any more, or does:
 		// nobody knows where the next request would begin.
-		h.last = h.last || d.gone || h.reading && h.x.head.Expect100
+		h.last = h.last || d.gone || d.w.proxy.draining.Load() || h.reading && h.x.head.Expect100
 		head.Close = h.last
 	}
 	size := headSize(head)
