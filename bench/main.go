@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/sluice-mesh/sluice/lab"
 )
@@ -28,7 +29,16 @@ import (
 type options struct {
 	quick  bool
 	rounds int
+	length time.Duration // of one contestant's turn
 	out    string
+}
+
+// finer returns the same time in more and shorter rounds, for what is over before
+// the machine's mood changes.
+func (o *options) finer(times int) *options {
+	f := *o
+	f.rounds, f.length = o.rounds*times, o.length/time.Duration(times)
+	return &f
 }
 
 // row is a scenario: it brings its own lab up and down.
@@ -69,9 +79,9 @@ func run() error {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	o := &options{quick: *quick, rounds: 9, out: *out}
+	o := &options{quick: *quick, rounds: 9, length: 3 * time.Second, out: *out}
 	if *quick {
-		o.rounds = 3
+		o.rounds, o.length = 3, time.Second
 	}
 	if *hold {
 		return holdLab(ctx)

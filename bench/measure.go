@@ -59,10 +59,7 @@ const maxDrift = 0.15
 // whose control was undisturbed. unit turns microseconds per operation into the
 // unit that is reported.
 func compete(ctx context.Context, o *options, contestants []contestant, unit float64) ([]sample, error) {
-	length := 3 * time.Second
-	if o.quick {
-		length = time.Second
-	}
+	length := o.length
 	for _, c := range contestants { // warm up
 		if _, err := c.run(ctx, length/3); err != nil {
 			return nil, fmt.Errorf("warm %s up: %w", c.name, err)

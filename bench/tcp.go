@@ -146,7 +146,7 @@ func runP11(ctx context.Context, o *options) ([]Row, error) {
 				{name: "endpoint", cgroups: all, run: load(address + ":9000")},
 				{name: ours, cgroups: all, run: load("plain:9000")},
 			}
-			samples, err := compete(ctx, o, contestants, 1)
+			samples, err := compete(ctx, o.finer(4), contestants, 1)
 			if err != nil {
 				return err
 			}

@@ -177,7 +177,7 @@ func (d *downConn) detect() {
 		d.closeQuiet()
 		return
 	case err == io.EOF:
-		kind, decided = detect.Other, true
+		kind = detect.Other
 	case err != nil && err != loop.ErrAgain:
 		d.fail(flow.ReasonDownstreamReset, err.Error())
 		return

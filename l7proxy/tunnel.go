@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 
-	"golang.org/x/sys/unix"
 
 	"github.com/sluice-mesh/sluice/l7proxy/detect"
 	"github.com/sluice-mesh/sluice/l7proxy/loop"
@@ -406,13 +405,4 @@ func (t *tunnel) endUpgrade(reason flow.Reason, detail string, in, out uint64) {
 	x.reason, x.detail = reason, detail
 	x.finish()
 	t.d.w.putH1down(t.h1)
-}
-
-// errnoName returns the name of a system call's error for a record's detail.
-func errnoName(err error) string {
-	var errno unix.Errno
-	if errors.As(err, &errno) {
-		return unix.ErrnoName(errno)
-	}
-	return err.Error()
 }

@@ -99,7 +99,8 @@ func (m *Maker) make(dir, home int, r request, fds []int) ([]int, error) {
 	}
 	if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
 		runtime.LockOSThread() // never unlocked: the runtime ends the thread with its goroutine
-		return fds, fmt.Errorf("%w: %v", errLost, err)
+		// Not wrapped: an errno would concern the one namespace only.
+		return fds, fmt.Errorf("%w: %s", errLost, err.Error())
 	}
 	if failed != nil {
 		closeFDs(fds)
