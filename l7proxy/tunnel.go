@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 
-
 	"github.com/sluice-mesh/sluice/l7proxy/detect"
 	"github.com/sluice-mesh/sluice/l7proxy/loop"
 	"github.com/sluice-mesh/sluice/l7proxy/message"
