@@ -646,6 +646,10 @@ func (x *exchange) repeat(unsent bool) bool {
 		x.w.loop.SetTimer(&x.pause, x.w.loop.Now()+int64(t))
 	}
 	x.connect(another)
+	if x.active && x.up != nil {
+		// A connection of the pool: nobody else will send what it was just given.
+		x.up.push()
+	}
 	return true
 }
 
