@@ -230,7 +230,7 @@ func (f *Folder) expire(now time.Time) {
 
 // take decides what each event means for which files.
 func (f *Folder) take(events []event) {
-	read, scan := map[string]bool{}, map[string]bool{}
+	read, scan, gone := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, e := range events {
 		if e.mask&(unix.IN_DELETE_SELF|unix.IN_MOVE_SELF) != 0 || e.name == "" {
 			for dir := range f.scanned[e.dir] {
@@ -259,6 +259,14 @@ func (f *Folder) take(events []event) {
 				if e.mask&unix.IN_CREATE != 0 && !complete(path) {
 					continue // its writer will close it
 				}
+				// The last event of a file counts. One that went away is not looked for: a
+				// file of its name may be there again, and be half written.
+				if e.mask&(unix.IN_DELETE|unix.IN_MOVED_FROM) != 0 {
+					gone[path] = true
+					delete(read, path)
+					continue
+				}
+				delete(gone, path)
 				read[path] = true
 			case e.mask&unix.IN_CLOSE_WRITE != 0:
 			case isLink(path) || strings.HasPrefix(e.name, "..") || f.isScanned(path):
@@ -272,6 +280,9 @@ func (f *Folder) take(events []event) {
 		if !slices.ContainsFunc(slices.Collect(maps.Keys(scan)), func(o string) bool { return o != dir && below(dir, o) }) {
 			f.scan(dir)
 		}
+	}
+	for path := range gone {
+		f.vanish(path)
 	}
 	for path := range read {
 		f.read(path)
@@ -306,7 +317,7 @@ func isManifest(name string) bool {
 func complete(path string) bool {
 	info, err := os.Lstat(path)
 	if err != nil {
-		return true // gone again, reading will tell
+		return false // gone again, as its next event says
 	}
 	if info.Mode()&fs.ModeSymlink != 0 {
 		return true
