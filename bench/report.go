@@ -40,6 +40,8 @@ type Row struct {
 	// Rounds that counted.
 	Rounds int    `json:"rounds"`
 	Note   string `json:"note,omitempty"`
+	// Commit of the run that the row is from, where that is not the report's.
+	Commit string `json:"commit,omitempty"`
 }
 
 // Peer is another contestant of the same rounds.
@@ -124,6 +126,9 @@ func (r *Report) write(o *options) error {
 		}
 		for _, row := range old.Rows {
 			if !slices.ContainsFunc(r.Rows, func(n Row) bool { return n.ID == row.ID }) {
+				if row.Commit == "" && old.Commit != r.Commit {
+					row.Commit = old.Commit
+				}
 				r.Rows = append(r.Rows, row)
 			}
 		}
@@ -168,6 +173,9 @@ func (r *Report) markdown() []byte {
 		}
 		fmt.Fprintf(&b, "| %s | %s | %.4g %s [%.4g, %.4g] | %s | %s | %s |\n",
 			row.ID, row.What, row.Ours.Median, row.Unit, row.Ours.Low, row.Ours.High, strings.Join(peers, "<br>"), row.Target, met(row.Met))
+		if row.Commit != "" {
+			fmt.Fprintf(&b, "| | from an earlier run, at commit %.12s | | | | |\n", row.Commit)
+		}
 		if row.Note != "" {
 			fmt.Fprintf(&b, "| | %s | | | | |\n", row.Note)
 		}
