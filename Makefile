@@ -46,6 +46,10 @@ test: deps-test ## unit tests, BPF program tests and namespace tests (root)
 race: deps-test ## the same with the race detector
 	CGO_ENABLED=1 go test -race $(TESTFLAGS) ./...
 
+.PHONY: mutants
+mutants: deps-test deps-generate ## break parts one by one and see their tests fail: ONLY=regexp picks some (root, long)
+	go run ./mutants -only '$(ONLY)'
+
 .PHONY: lint
 lint: ## formatting, vet and golangci-lint, with the import rules
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go') | head -50; exit 1; }

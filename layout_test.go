@@ -35,6 +35,7 @@ var mayImport = map[string]struct {
 	"lab":       {nil, true},
 	"examples":  {[]string{"lab"}, true},
 	"bench":     {[]string{"lab"}, true},
+	"mutants":   {nil, true},
 }
 
 // forbidden are names that say nothing.
