@@ -2,6 +2,7 @@ package kube
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,18 +23,32 @@ const (
 	KindService        Kind = "Service"
 	KindEndpointSlice  Kind = "EndpointSlice"
 	KindSecret         Kind = "Secret"
+	KindConfigMap      Kind = "ConfigMap"
 	KindGatewayClass   Kind = "GatewayClass"
 	KindGateway        Kind = "Gateway"
+	KindListenerSet    Kind = "ListenerSet"
 	KindHTTPRoute      Kind = "HTTPRoute"
 	KindGRPCRoute      Kind = "GRPCRoute"
+	KindTLSRoute       Kind = "TLSRoute"
+	KindTCPRoute       Kind = "TCPRoute"
+	KindUDPRoute       Kind = "UDPRoute"
 	KindReferenceGrant Kind = "ReferenceGrant"
+
+	KindBackendTLSPolicy Kind = "BackendTLSPolicy"
 )
 
 // Kinds lists all kinds, what is referred to before what refers to it.
 var Kinds = []Kind{
-	KindNamespace, KindServiceAccount, KindSecret, KindPod, KindEndpointSlice, KindService,
-	KindReferenceGrant, KindGatewayClass, KindGateway, KindHTTPRoute, KindGRPCRoute,
+	KindNamespace, KindServiceAccount, KindSecret, KindConfigMap, KindPod, KindEndpointSlice, KindService,
+	KindReferenceGrant, KindBackendTLSPolicy, KindGatewayClass, KindGateway, KindListenerSet,
+	KindHTTPRoute, KindGRPCRoute, KindTLSRoute, KindTCPRoute, KindUDPRoute,
 }
+
+// RouteKinds lists the kinds of routes.
+var RouteKinds = []Kind{KindHTTPRoute, KindGRPCRoute, KindTLSRoute, KindTCPRoute, KindUDPRoute}
+
+// IsRoute reports whether objects of the kind are routes.
+func (k Kind) IsRoute() bool { return slices.Contains(RouteKinds, k) }
 
 // Namespaced reports whether objects of the kind live in a namespace.
 func (k Kind) Namespaced() bool { return k != KindNamespace && k != KindGatewayClass }
@@ -43,17 +58,20 @@ func (k Kind) APIVersion() string {
 	switch k {
 	case KindEndpointSlice:
 		return discoveryv1.SchemeGroupVersion.String()
-	case KindGatewayClass, KindGateway, KindHTTPRoute, KindGRPCRoute, KindReferenceGrant:
+	case KindGatewayClass, KindGateway, KindListenerSet, KindHTTPRoute, KindGRPCRoute, KindTLSRoute, KindTCPRoute, KindUDPRoute,
+		KindReferenceGrant, KindBackendTLSPolicy:
 		return gatewayv1.GroupVersion.String()
 	}
 	return corev1.SchemeGroupVersion.String()
 }
 
 // Object is any of *corev1.Namespace, *corev1.ServiceAccount, *corev1.Pod,
-// *corev1.Service, *discoveryv1.EndpointSlice, *corev1.Secret,
-// *gatewayv1.GatewayClass, *gatewayv1.Gateway, *gatewayv1.HTTPRoute,
-// *gatewayv1.GRPCRoute or *gatewayv1.ReferenceGrant. An object is never changed
-// after it was published in a Change.
+// *corev1.Service, *discoveryv1.EndpointSlice, *corev1.Secret, *corev1.ConfigMap,
+// *gatewayv1.GatewayClass, *gatewayv1.Gateway, *gatewayv1.ListenerSet,
+// *gatewayv1.HTTPRoute, *gatewayv1.GRPCRoute, *gatewayv1.TLSRoute,
+// *gatewayv1.TCPRoute, *gatewayv1.UDPRoute, *gatewayv1.ReferenceGrant or
+// *gatewayv1.BackendTLSPolicy. An object is never changed after it was published
+// in a Change.
 type Object interface {
 	metav1.Object
 	runtime.Object
@@ -110,6 +128,8 @@ func kindOf(o Object) Kind {
 		return KindEndpointSlice
 	case *corev1.Secret:
 		return KindSecret
+	case *corev1.ConfigMap:
+		return KindConfigMap
 	case *gatewayv1.GatewayClass:
 		return KindGatewayClass
 	case *gatewayv1.Gateway:
@@ -118,8 +138,18 @@ func kindOf(o Object) Kind {
 		return KindHTTPRoute
 	case *gatewayv1.GRPCRoute:
 		return KindGRPCRoute
+	case *gatewayv1.ListenerSet:
+		return KindListenerSet
+	case *gatewayv1.TLSRoute:
+		return KindTLSRoute
+	case *gatewayv1.TCPRoute:
+		return KindTCPRoute
+	case *gatewayv1.UDPRoute:
+		return KindUDPRoute
 	case *gatewayv1.ReferenceGrant:
 		return KindReferenceGrant
+	case *gatewayv1.BackendTLSPolicy:
+		return KindBackendTLSPolicy
 	}
 	panic(fmt.Sprintf("kube: %T is not of the object set", o))
 }

@@ -14,6 +14,9 @@ type Status struct {
 	Generation   int64
 	GatewayClass *gatewayv1.GatewayClassStatus
 	Gateway      *gatewayv1.GatewayStatus
-	Route        *gatewayv1.RouteStatus
-	Conditions   []metav1.Condition
+	ListenerSet  *gatewayv1.ListenerSetStatus
+	// Route is for all kinds of routes, Policy for BackendTLSPolicies.
+	Route      *gatewayv1.RouteStatus
+	Policy     *gatewayv1.PolicyStatus
+	Conditions []metav1.Condition
 }

@@ -21,7 +21,7 @@ func (a *app) routeListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list [[NAMESPACE/]NAME]...",
 		Short: "List routes with their parents and conditions",
-		Long: `List HTTPRoutes and GRPCRoutes, a row for each parent. Below the table stands why
+		Long: `List routes of all kinds, a row for each parent. Below the table stands why
 a parent does not accept a route, or which reference of the route is wrong.`,
 		Example: `  sluice route list
   sluice route list shop/reviews -o yaml`,

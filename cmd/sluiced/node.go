@@ -364,7 +364,7 @@ func (n *node) Routes() []admin.Route {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	out := []admin.Route{}
-	for _, k := range n.sorted(kube.KindHTTPRoute, kube.KindGRPCRoute) {
+	for _, k := range n.sorted(kube.RouteKinds...) {
 		r := admin.Route{Kind: string(k.Kind), Name: mesh.Name{Namespace: k.Namespace, Name: k.Name}}
 		switch o := n.objects[k].(type) {
 		case *gatewayv1.HTTPRoute:
@@ -377,6 +377,15 @@ func (n *node) Routes() []admin.Route {
 			for _, h := range o.Spec.Hostnames {
 				r.Hostnames = append(r.Hostnames, string(h))
 			}
+		case *gatewayv1.TLSRoute:
+			r.Rules = len(o.Spec.Rules)
+			for _, h := range o.Spec.Hostnames {
+				r.Hostnames = append(r.Hostnames, string(h))
+			}
+		case *gatewayv1.TCPRoute:
+			r.Rules = len(o.Spec.Rules)
+		case *gatewayv1.UDPRoute:
+			r.Rules = len(o.Spec.Rules)
 		}
 		if st := n.statuses[k].Route; st != nil {
 			for _, p := range st.Parents {

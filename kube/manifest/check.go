@@ -20,8 +20,6 @@ import (
 // report takes in what is wrong with a field.
 type report func(field, text, cure string)
 
-func specEqual(a, b kube.Object) bool { return reflect.DeepEqual(a, b) }
-
 // check applies the rules of the API: those of each type wherever it occurs, then
 // those between fields.
 func check(o kube.Object, bad report) {

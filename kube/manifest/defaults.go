@@ -2,10 +2,10 @@ package manifest
 
 import (
 	"maps"
+	"reflect"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -52,6 +52,29 @@ func setDefaults(o kube.Object) {
 	case *gatewayv1.Gateway:
 		o.Status = gatewayv1.GatewayStatus{}
 		defaultGateway(o)
+	case *gatewayv1.ListenerSet:
+		o.Status = gatewayv1.ListenerSetStatus{}
+		defaultListenerSet(o)
+	case *gatewayv1.TLSRoute:
+		o.Status = gatewayv1.TLSRouteStatus{}
+		defaultParents(o.Spec.ParentRefs)
+		for i := range o.Spec.Rules {
+			defaultBackends(o.Spec.Rules[i].BackendRefs)
+		}
+	case *gatewayv1.TCPRoute:
+		o.Status = gatewayv1.TCPRouteStatus{}
+		defaultParents(o.Spec.ParentRefs)
+		for i := range o.Spec.Rules {
+			defaultBackends(o.Spec.Rules[i].BackendRefs)
+		}
+	case *gatewayv1.UDPRoute:
+		o.Status = gatewayv1.UDPRouteStatus{}
+		defaultParents(o.Spec.ParentRefs)
+		for i := range o.Spec.Rules {
+			defaultBackends(o.Spec.Rules[i].BackendRefs)
+		}
+	case *gatewayv1.BackendTLSPolicy:
+		o.Status = gatewayv1.PolicyStatus{}
 	case *gatewayv1.HTTPRoute:
 		o.Status = gatewayv1.HTTPRouteStatus{}
 		defaultHTTPRoute(o)
@@ -113,22 +136,41 @@ func defaultService(o *corev1.Service) {
 func defaultGateway(o *gatewayv1.Gateway) {
 	for i := range o.Spec.Listeners {
 		l := &o.Spec.Listeners[i]
-		setIfNil(&l.AllowedRoutes, gatewayv1.AllowedRoutes{})
-		setIfNil(&l.AllowedRoutes.Namespaces, gatewayv1.RouteNamespaces{})
-		setIfNil(&l.AllowedRoutes.Namespaces.From, gatewayv1.NamespacesFromSame)
-		for j := range l.AllowedRoutes.Kinds {
-			setIfNil(&l.AllowedRoutes.Kinds[j].Group, gatewayv1.Group(gatewayv1.GroupName))
-		}
-		if l.TLS != nil {
-			setIfNil(&l.TLS.Mode, gatewayv1.TLSModeTerminate)
-			for j := range l.TLS.CertificateRefs {
-				setIfNil(&l.TLS.CertificateRefs[j].Group, "")
-				setIfNil(&l.TLS.CertificateRefs[j].Kind, "Secret")
-			}
-		}
+		defaultListener(&l.AllowedRoutes, l.TLS)
 	}
 	for i := range o.Spec.Addresses {
 		setIfNil(&o.Spec.Addresses[i].Type, gatewayv1.IPAddressType)
+	}
+}
+
+func defaultListenerSet(o *gatewayv1.ListenerSet) {
+	setIfNil(&o.Spec.ParentRef.Group, gatewayv1.Group(gatewayv1.GroupName))
+	setIfNil(&o.Spec.ParentRef.Kind, gatewayv1.Kind(kube.KindGateway))
+	for i := range o.Spec.Listeners {
+		l := &o.Spec.Listeners[i]
+		defaultListener(&l.AllowedRoutes, l.TLS)
+	}
+}
+
+func defaultListener(allowed **gatewayv1.AllowedRoutes, tls *gatewayv1.ListenerTLSConfig) {
+	setIfNil(allowed, gatewayv1.AllowedRoutes{})
+	setIfNil(&(*allowed).Namespaces, gatewayv1.RouteNamespaces{})
+	setIfNil(&(*allowed).Namespaces.From, gatewayv1.NamespacesFromSame)
+	for j := range (*allowed).Kinds {
+		setIfNil(&(*allowed).Kinds[j].Group, gatewayv1.Group(gatewayv1.GroupName))
+	}
+	if tls != nil {
+		setIfNil(&tls.Mode, gatewayv1.TLSModeTerminate)
+		for j := range tls.CertificateRefs {
+			setIfNil(&tls.CertificateRefs[j].Group, "")
+			setIfNil(&tls.CertificateRefs[j].Kind, "Secret")
+		}
+	}
+}
+
+func defaultBackends(refs []gatewayv1.BackendRef) {
+	for i := range refs {
+		defaultBackend(&refs[i])
 	}
 }
 
@@ -208,55 +250,17 @@ func defaultGRPCRoute(o *gatewayv1.GRPCRoute) {
 // SameSpec reports whether two versions of an object differ in nothing that
 // counts as a new generation: all but metadata and status.
 func SameSpec(a, b kube.Object) bool {
-	return specEqual(strip(a), strip(b))
+	return reflect.DeepEqual(strip(a), strip(b))
 }
 
-func strip(o kube.Object) kube.Object {
-	switch o := o.(type) {
-	case *corev1.Pod:
-		c := *o
-		c.ObjectMeta, c.Status = metav1.ObjectMeta{}, corev1.PodStatus{}
-		return &c
-	case *corev1.Namespace:
-		c := *o
-		c.ObjectMeta, c.Status = metav1.ObjectMeta{}, corev1.NamespaceStatus{}
-		return &c
-	case *corev1.ServiceAccount:
-		c := *o
-		c.ObjectMeta = metav1.ObjectMeta{}
-		return &c
-	case *corev1.Service:
-		c := *o
-		c.ObjectMeta = metav1.ObjectMeta{}
-		return &c
-	case *corev1.Secret:
-		c := *o
-		c.ObjectMeta = metav1.ObjectMeta{}
-		return &c
-	case *discoveryv1.EndpointSlice:
-		c := *o
-		c.ObjectMeta = metav1.ObjectMeta{}
-		return &c
-	case *gatewayv1.GatewayClass:
-		c := *o
-		c.ObjectMeta = metav1.ObjectMeta{}
-		return &c
-	case *gatewayv1.Gateway:
-		c := *o
-		c.ObjectMeta = metav1.ObjectMeta{}
-		return &c
-	case *gatewayv1.HTTPRoute:
-		c := *o
-		c.ObjectMeta = metav1.ObjectMeta{}
-		return &c
-	case *gatewayv1.GRPCRoute:
-		c := *o
-		c.ObjectMeta = metav1.ObjectMeta{}
-		return &c
-	case *gatewayv1.ReferenceGrant:
-		c := *o
-		c.ObjectMeta = metav1.ObjectMeta{}
-		return &c
+// strip returns a shallow copy without metadata and status.
+func strip(o kube.Object) any {
+	c := reflect.New(reflect.TypeOf(o).Elem()).Elem()
+	c.Set(reflect.ValueOf(o).Elem())
+	for _, name := range []string{"TypeMeta", "ObjectMeta", "Status"} {
+		if f := c.FieldByName(name); f.IsValid() {
+			f.SetZero()
+		}
 	}
-	return o
+	return c.Interface()
 }

@@ -281,10 +281,12 @@ func withType(item []byte, list header) []byte {
 
 // newObject returns an empty object of a served version.
 func newObject(apiVersion, kind string) (kube.Object, bool) {
-	gatewayBeta := gatewayv1.GroupName + "/v1beta1"
-	if apiVersion == gatewayBeta && kind != string(kube.KindGRPCRoute) {
-		// The Go types of v1beta1 are those of v1.
-		apiVersion = gatewayv1.GroupVersion.String()
+	if apiVersion == gatewayv1.GroupName+"/v1beta1" {
+		switch kube.Kind(kind) {
+		case kube.KindGatewayClass, kube.KindGateway, kube.KindHTTPRoute, kube.KindReferenceGrant:
+			// The Go types of v1beta1 are those of v1.
+			apiVersion = gatewayv1.GroupVersion.String()
+		}
 	}
 	if apiVersion != kube.Kind(kind).APIVersion() {
 		return nil, false
@@ -300,18 +302,30 @@ func newObject(apiVersion, kind string) (kube.Object, bool) {
 		return &corev1.Service{}, true
 	case kube.KindSecret:
 		return &corev1.Secret{}, true
+	case kube.KindConfigMap:
+		return &corev1.ConfigMap{}, true
 	case kube.KindEndpointSlice:
 		return &discoveryv1.EndpointSlice{}, true
 	case kube.KindGatewayClass:
 		return &gatewayv1.GatewayClass{}, true
 	case kube.KindGateway:
 		return &gatewayv1.Gateway{}, true
+	case kube.KindListenerSet:
+		return &gatewayv1.ListenerSet{}, true
 	case kube.KindHTTPRoute:
 		return &gatewayv1.HTTPRoute{}, true
 	case kube.KindGRPCRoute:
 		return &gatewayv1.GRPCRoute{}, true
+	case kube.KindTLSRoute:
+		return &gatewayv1.TLSRoute{}, true
+	case kube.KindTCPRoute:
+		return &gatewayv1.TCPRoute{}, true
+	case kube.KindUDPRoute:
+		return &gatewayv1.UDPRoute{}, true
 	case kube.KindReferenceGrant:
 		return &gatewayv1.ReferenceGrant{}, true
+	case kube.KindBackendTLSPolicy:
+		return &gatewayv1.BackendTLSPolicy{}, true
 	}
 	return nil, false
 }

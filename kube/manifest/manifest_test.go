@@ -155,3 +155,21 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestKinds wants every kind of the set to be read, under the version that it says.
+func TestKinds(t *testing.T) {
+	for _, kind := range kube.Kinds {
+		o, ok := newObject(kind.APIVersion(), string(kind))
+		if !ok {
+			t.Errorf("%s is not read", kind)
+			continue
+		}
+		o.SetName("x")
+		if got := kube.KeyOf(o).Kind; got != kind {
+			t.Errorf("%s is read as %s", kind, got)
+		}
+		if !SameSpec(o, o.DeepCopyObject().(kube.Object)) {
+			t.Errorf("%s differs from its copy", kind)
+		}
+	}
+}

@@ -110,7 +110,13 @@ func parse(text []byte) (kube.Status, bool) {
 	case kube.KindGateway:
 		s.Gateway = &gatewayv1.GatewayStatus{}
 		err = json.Unmarshal(r.Status, s.Gateway)
-	case kube.KindHTTPRoute, kube.KindGRPCRoute:
+	case kube.KindListenerSet:
+		s.ListenerSet = &gatewayv1.ListenerSetStatus{}
+		err = json.Unmarshal(r.Status, s.ListenerSet)
+	case kube.KindBackendTLSPolicy:
+		s.Policy = &gatewayv1.PolicyStatus{}
+		err = json.Unmarshal(r.Status, s.Policy)
+	case kube.KindHTTPRoute, kube.KindGRPCRoute, kube.KindTLSRoute, kube.KindTCPRoute, kube.KindUDPRoute:
 		s.Route = &gatewayv1.RouteStatus{}
 		err = json.Unmarshal(r.Status, s.Route)
 	default:
@@ -256,6 +262,39 @@ func (w *Writer) timed(s, before kube.Status) kube.Status {
 			c.Listeners[i].Conditions = stamp(c.Listeners[i].Conditions, old)
 		}
 		s.Gateway = &c
+	case s.ListenerSet != nil:
+		c := *s.ListenerSet
+		var b gatewayv1.ListenerSetStatus
+		if before.ListenerSet != nil {
+			b = *before.ListenerSet
+		}
+		c.Conditions = stamp(c.Conditions, b.Conditions)
+		c.Listeners = slices.Clone(c.Listeners)
+		for i := range c.Listeners {
+			var old []metav1.Condition
+			for j := range b.Listeners {
+				if b.Listeners[j].Name == c.Listeners[i].Name {
+					old = b.Listeners[j].Conditions
+				}
+			}
+			c.Listeners[i].Conditions = stamp(c.Listeners[i].Conditions, old)
+		}
+		s.ListenerSet = &c
+	case s.Policy != nil:
+		c := *s.Policy
+		c.Ancestors = slices.Clone(c.Ancestors)
+		for i := range c.Ancestors {
+			var old []metav1.Condition
+			if before.Policy != nil {
+				for j := range before.Policy.Ancestors {
+					if sameParent(before.Policy.Ancestors[j].AncestorRef, c.Ancestors[i].AncestorRef) {
+						old = before.Policy.Ancestors[j].Conditions
+					}
+				}
+			}
+			c.Ancestors[i].Conditions = stamp(c.Ancestors[i].Conditions, old)
+		}
+		s.Policy = &c
 	case s.Route != nil:
 		c := *s.Route
 		c.Parents = slices.Clone(c.Parents)
@@ -296,8 +335,12 @@ func marshal(s kube.Status) ([]byte, error) {
 		status = s.GatewayClass
 	case s.Gateway != nil:
 		status = s.Gateway
+	case s.ListenerSet != nil:
+		status = s.ListenerSet
 	case s.Route != nil:
 		status = s.Route
+	case s.Policy != nil:
+		status = s.Policy
 	default:
 		status = plainStatus{s.Conditions}
 	}
