@@ -1,0 +1,125 @@
+// Command genfields brings gateway/fields/fields.yaml into line with the schemas
+// and writes the reference of fields from it. It runs in gateway/fields.
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"log"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/sluice-mesh/sluice/gateway/fields"
+	"github.com/sluice-mesh/sluice/kube/validate/crds"
+)
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("genfields: ")
+	const table, page = "fields.yaml", "../../docs/reference/gateway-api.md"
+	text, err := os.ReadFile(table)
+	if err != nil {
+		log.Fatal(err)
+	}
+	t, err := fields.Parse(text)
+	if err != nil {
+		log.Fatal(err)
+	}
+	out, err := rows(t, text)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if t, err = fields.Parse(out); err != nil {
+		log.Fatal(err)
+	}
+	doc, err := reference(t)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for path, text := range map[string][]byte{table: out, page: doc} {
+		if err := os.WriteFile(path, text, 0o644); err != nil {
+			log.Fatal(err)
+		}
+	}
+}
+
+// rows writes the table with exactly the fields that there are. Comments before
+// the first kind stay.
+func rows(t fields.Table, old []byte) ([]byte, error) {
+	var b bytes.Buffer
+	for line := range bytes.Lines(old) {
+		if !bytes.HasPrefix(line, []byte("#")) {
+			break
+		}
+		b.Write(line)
+	}
+	for _, kind := range crds.Kinds() {
+		paths, err := fields.Paths(kind)
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(&b, "\n%s:\n", kind)
+		for _, path := range paths {
+			row, ok := t[kind][path]
+			if !ok {
+				row.State = fields.Open
+			}
+			fmt.Fprintf(&b, "  %s: {state: %s", path, row.State)
+			if len(row.Tests) > 0 {
+				fmt.Fprintf(&b, ", tests: [%s]", strings.Join(row.Tests, ", "))
+			}
+			if row.Note != "" {
+				fmt.Fprintf(&b, ", note: %q", row.Note)
+			}
+			fmt.Fprintf(&b, "}\n")
+		}
+	}
+	return b.Bytes(), nil
+}
+
+// reference writes the page.
+func reference(t fields.Table) ([]byte, error) {
+	var b bytes.Buffer
+	d, _ := crds.Get("HTTPRoute")
+	fmt.Fprintf(&b, `<!-- Generated from gateway/fields/fields.yaml by go generate; do not edit. -->
+
+# Fields of the Gateway API
+
+Every field of the standard channel of Gateway API %s, whether Sluice serves it, and the test that shows it.
+A test is named by its folder, function and case: `+"`go test ./gateway -run 'TestScenarios/gateway-https$'`"+`.
+
+| state | a field with it | how many |
+|---|---|---|
+`, d.Bundle)
+	count := map[fields.State]int{}
+	for _, rows := range t {
+		for _, row := range rows {
+			count[row.State]++
+		}
+	}
+	for _, s := range fields.States {
+		fmt.Fprintf(&b, "| %s | %s | %d |\n", s.State, s.Meaning, count[s.State])
+	}
+	for _, kind := range slices.Sorted(maps.Keys(t)) {
+		fmt.Fprintf(&b, "\n## %s\n\n| field | state | test |\n|---|---|---|\n", kind)
+		paths, err := fields.Paths(kind)
+		if err != nil {
+			return nil, err
+		}
+		for _, path := range paths {
+			row := t[kind][path]
+			tests := make([]string, len(row.Tests))
+			for i, test := range row.Tests {
+				tests[i] = "`" + test + "`"
+			}
+			shown := strings.Join(tests, ", ")
+			if row.Note != "" {
+				shown = strings.TrimPrefix(shown+"; "+row.Note, "; ")
+			}
+			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", path, row.State, strings.ReplaceAll(shown, "|", `\|`))
+		}
+	}
+	return b.Bytes(), nil
+}
