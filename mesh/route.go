@@ -162,6 +162,10 @@ type Cluster struct {
 	Service  Name
 	Port     uint16
 	Protocol AppProtocol // AppProtocolUnknown: as the client spoke
+	// Hostname is the DNS name whose addresses are the endpoints (ExternalName), or
+	// empty: they come as ClusterEndpoints.
+	Hostname string
+	Policy   BackendPolicy
 }
 
 // ClusterEndpoints are the endpoints of a cluster, in the order of addresses.

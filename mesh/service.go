@@ -53,6 +53,8 @@ type Endpoint struct {
 	// Workload is zero if the endpoint is not a workload of the mesh.
 	Workload Name
 	Node     string
+	// Zone is the topology zone, or empty. Only clusters know it.
+	Zone string
 	// Hostname is the endpoint's own DNS label in a headless service, or empty.
 	Hostname string
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/sluice-mesh/sluice/mesh"
 )
@@ -70,7 +72,16 @@ func encodeCluster(c *mesh.Cluster) (*clusterv3.Cluster, error) {
 		ConnectTimeout:       durationpb.New(connectTimeout),
 		LbPolicy:             clusterv3.Cluster_LEAST_REQUEST,
 	}
+	if c.Hostname != "" {
+		if err := encodeHostname(c, m); err != nil {
+			return nil, below("Hostname", err)
+		}
+	}
 	options := new(httpv3.HttpProtocolOptions)
+	fields := map[string]*structpb.Value{}
+	if err := encodePolicy(&c.Policy, m, options, fields); err != nil {
+		return nil, below("Policy", err)
+	}
 	switch c.Protocol {
 	case mesh.AppProtocolUnknown:
 		options.UpstreamProtocolOptions = &httpv3.HttpProtocolOptions_UseDownstreamProtocolConfig{
@@ -93,11 +104,11 @@ func encodeCluster(c *mesh.Cluster) (*clusterv3.Cluster, error) {
 		})
 	default:
 		// A cluster that does not speak HTTP has no HTTP options to tell it by.
-		m.Metadata = metadata(map[string]*structpb.Value{
-			"app_protocol": structpb.NewStringValue(string(c.Protocol)),
-		})
+		fields["app_protocol"] = structpb.NewStringValue(string(c.Protocol))
+		m.Metadata = metadata(fields)
 		return m, nil
 	}
+	m.Metadata = metadata(fields)
 	packed, err := pack(options)
 	if err != nil {
 		return nil, err
@@ -124,13 +135,21 @@ func decodeCluster(m *clusterv3.Cluster) (*mesh.Cluster, error) {
 		return nil, below("name", err)
 	}
 	c := &mesh.Cluster{Name: m.GetName(), Service: service, Port: port}
-	if p := metadataFields(m.GetMetadata())["app_protocol"]; p != nil {
-		c.Protocol = mesh.AppProtocol(p.GetStringValue())
-		return c, nil
+	if m.GetType() == clusterv3.Cluster_STRICT_DNS {
+		if c.Hostname, err = decodeHostname(m); err != nil {
+			return nil, err
+		}
 	}
 	options := new(httpv3.HttpProtocolOptions)
+	if p := metadataFields(m.GetMetadata())["app_protocol"]; p != nil {
+		c.Protocol = mesh.AppProtocol(p.GetStringValue())
+		return c, decodePolicy(m, options, &c.Policy)
+	}
 	if err := unpack(m.GetTypedExtensionProtocolOptions()[upstreamOptions], options); err != nil {
 		return nil, below(fmt.Sprintf("typed_extension_protocol_options[%q]", upstreamOptions), err)
+	}
+	if err := decodePolicy(m, options, &c.Policy); err != nil {
+		return nil, err
 	}
 	switch config := options.GetExplicitHttpConfig(); {
 	case config.GetHttpProtocolOptions() != nil:
@@ -149,9 +168,12 @@ func encodeClusterEndpoints(c *mesh.ClusterEndpoints) (*endpointv3.ClusterLoadAs
 	if len(c.Endpoints) == 0 {
 		return m, nil
 	}
-	endpoints := make([]*endpointv3.LbEndpoint, len(c.Endpoints))
+	byZone := map[string]*endpointv3.LocalityLbEndpoints{}
 	for i := range c.Endpoints {
 		e := &c.Endpoints[i]
+		if i > 0 && e.AddrPort.Compare(c.Endpoints[i-1].AddrPort) <= 0 {
+			return nil, at(fmt.Sprintf("Endpoints[%d].AddrPort", i), "not in the order of addresses, or there twice")
+		}
 		address, err := socketAddress(e.AddrPort)
 		if err != nil {
 			return nil, below(fmt.Sprintf("Endpoints[%d].AddrPort", i), err)
@@ -166,26 +188,35 @@ func encodeClusterEndpoints(c *mesh.ClusterEndpoints) (*endpointv3.ClusterLoadAs
 		if e.Node != "" {
 			fields["node"] = structpb.NewStringValue(e.Node)
 		}
-		endpoints[i] = &endpointv3.LbEndpoint{
+		zone := byZone[e.Zone]
+		if zone == nil {
+			zone = &endpointv3.LocalityLbEndpoints{Locality: &corev3.Locality{Zone: e.Zone}}
+			byZone[e.Zone] = zone
+			m.Endpoints = append(m.Endpoints, zone)
+		}
+		zone.LbEndpoints = append(zone.LbEndpoints, &endpointv3.LbEndpoint{
 			HostIdentifier: &endpointv3.LbEndpoint_Endpoint{
 				Endpoint: &endpointv3.Endpoint{Address: address, Hostname: e.Hostname},
 			},
 			Metadata: metadata(fields),
-		}
+		})
 	}
-	m.Endpoints = []*endpointv3.LocalityLbEndpoints{{LbEndpoints: endpoints}}
+	for _, zone := range m.Endpoints {
+		// By its share of endpoints: proxyless gRPC leaves localities without a weight
+		// out (gRFC A27), Envoy reads it only where it is told to weigh localities.
+		zone.LoadBalancingWeight = wrapperspb.UInt32(uint32(len(zone.LbEndpoints)))
+	}
+	slices.SortFunc(m.Endpoints, func(a, b *endpointv3.LocalityLbEndpoints) int {
+		return strings.Compare(a.Locality.Zone, b.Locality.Zone)
+	})
 	return m, nil
 }
 
 func decodeClusterEndpoints(m *endpointv3.ClusterLoadAssignment) (*mesh.ClusterEndpoints, error) {
 	c := &mesh.ClusterEndpoints{Cluster: m.GetClusterName()}
-	if len(m.GetEndpoints()) > 1 {
-		return nil, at("endpoints[1]", "more than one locality is not supported")
-	}
-	for _, locality := range m.GetEndpoints() {
-		c.Endpoints = make([]mesh.Endpoint, 0, len(locality.GetLbEndpoints()))
+	for l, locality := range m.GetEndpoints() {
 		for i, lb := range locality.GetLbEndpoints() {
-			field := fmt.Sprintf("endpoints[0].lb_endpoints[%d]", i)
+			field := fmt.Sprintf("endpoints[%d].lb_endpoints[%d]", l, i)
 			address, err := addrPort(lb.GetEndpoint().GetAddress())
 			if err != nil {
 				return nil, below(field+".endpoint.address", err)
@@ -194,6 +225,7 @@ func decodeClusterEndpoints(m *endpointv3.ClusterLoadAssignment) (*mesh.ClusterE
 			e := mesh.Endpoint{
 				AddrPort: address,
 				Node:     fields["node"].GetStringValue(),
+				Zone:     locality.GetLocality().GetZone(),
 				Hostname: lb.GetEndpoint().GetHostname(),
 			}
 			if w := fields["workload"].GetStringValue(); w != "" {
@@ -206,6 +238,7 @@ func decodeClusterEndpoints(m *endpointv3.ClusterLoadAssignment) (*mesh.ClusterE
 			c.Endpoints = append(c.Endpoints, e)
 		}
 	}
+	slices.SortFunc(c.Endpoints, func(a, b mesh.Endpoint) int { return a.AddrPort.Compare(b.AddrPort) })
 	return c, nil
 }
 

@@ -114,7 +114,8 @@ var marshal = proto.MarshalOptions{Deterministic: true}
 // returns: the trailing slash of a path prefix; the clusters, rewrite, timeouts
 // and retry of a rule that redirects; the rewrite, timeouts and retry of a rule
 // without clusters; the clusters of a rule whose weights are all zero, and the
-// zero weights among a chain's default clusters.
+// zero weights among a chain's default clusters; the requests per connection of a
+// cluster that does not speak HTTP.
 func Encode(r mesh.Resource) (*anypb.Any, error) {
 	m, err := message(r)
 	if err != nil {

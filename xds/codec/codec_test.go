@@ -355,7 +355,7 @@ func TestDecodeRefuses(t *testing.T) {
 			})
 		}},
 		{"lb_policy", func() (mesh.Resource, proto.Message) {
-			return clu(func(m *clusterv3.Cluster) { m.LbPolicy = clusterv3.Cluster_RANDOM })
+			return clu(func(m *clusterv3.Cluster) { m.LbPolicy = clusterv3.Cluster_MAGLEV })
 		}},
 		{"eds_cluster_config.service_name", func() (mesh.Resource, proto.Message) {
 			return clu(func(m *clusterv3.Cluster) { m.EdsClusterConfig.ServiceName = "x" })

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -144,11 +145,81 @@ func (r random) clusterName() string { return fmt.Sprintf("%s/%d", r.name(), r.p
 
 func (r random) cluster() *mesh.Cluster {
 	n, p := r.name(), r.port()
-	return &mesh.Cluster{Name: fmt.Sprintf("%s/%d", n, p), Service: n, Port: p, Protocol: r.appProtocol()}
+	c := &mesh.Cluster{Name: fmt.Sprintf("%s/%d", n, p), Service: n, Port: p, Protocol: r.appProtocol()}
+	if r.chance(10) {
+		c.Hostname = r.label() + ".example"
+	}
+	if r.chance(60) {
+		c.Policy = r.policy(c.Protocol)
+	}
+	return c
+}
+
+func (r random) policy(protocol mesh.AppProtocol) mesh.BackendPolicy {
+	p := mesh.BackendPolicy{Balancer: mesh.Balancer(r.IntN(4)), Locality: mesh.Locality(r.IntN(3))}
+	switch {
+	case p.Balancer == mesh.BalanceRingHash:
+		ttl := r.duration()
+		all := []mesh.HashSource{
+			{Header: r.label()}, {Cookie: &mesh.HashCookie{Name: r.label()}},
+			{Cookie: &mesh.HashCookie{Name: r.label(), Path: "/" + r.label(), TTL: &ttl}}, {Query: r.label()}, {SourceIP: true},
+		}
+		for len(p.Hash) == 0 {
+			p.Hash = many(r, 3, func() mesh.HashSource { return all[r.IntN(len(all))] })
+		}
+	case r.chance(20):
+		p.Affinity = r.duration()
+	}
+	if p.Balancer == mesh.BalanceLeastRequest && r.chance(30) {
+		p.Choices = 2 + r.IntN(5)
+	}
+	if r.chance(30) {
+		n := r.IntN(101)
+		p.PanicPercent = &n
+	}
+	count := func() int { return r.IntN(3) * r.IntN(2000) }
+	p.Limits = mesh.BackendLimits{Connections: count(), PendingRequests: count(), Requests: count()}
+	if protocol == mesh.AppProtocolUnknown || protocol == mesh.AppProtocolHTTP || protocol == mesh.AppProtocolHTTP2 {
+		p.Limits.RequestsPerConnection = count()
+	}
+	positive := func() time.Duration { return r.duration() + time.Millisecond }
+	if r.chance(40) {
+		p.Outlier = &mesh.OutlierDetection{
+			Consecutive5xx: count(), ConsecutiveGatewayErrors: count(), ConsecutiveLocalOriginFailures: count(),
+			Interval: positive(), BaseEjectionTime: positive(), MaxEjectionTime: positive(), MaxEjectionPercent: r.IntN(101),
+		}
+	}
+	if r.chance(40) {
+		h := &mesh.HealthCheck{
+			Kind: mesh.HealthCheckKind(1 + r.IntN(3)), Interval: positive(), Timeout: positive(),
+			HealthyThreshold: 1 + r.IntN(4), UnhealthyThreshold: 1 + r.IntN(4),
+		}
+		if r.chance(20) {
+			h.Port = r.port()
+		}
+		switch h.Kind {
+		case mesh.CheckHTTP:
+			h.Path, h.Host, h.MinStatus, h.MaxStatus = "/"+r.label(), r.label(), 200, 200+r.IntN(200)
+		case mesh.CheckGRPC:
+			h.Service = r.label()
+		case mesh.CheckTCP:
+		}
+		p.HealthCheck = h
+	}
+	if r.chance(30) {
+		p.RetryBudget = &mesh.RetryBudget{Percent: r.IntN(101), Minimum: r.IntN(50), Interval: r.duration()}
+	}
+	return p
 }
 
 func (r random) clusterEndpoints() *mesh.ClusterEndpoints {
-	return &mesh.ClusterEndpoints{Cluster: r.clusterName(), Endpoints: many(r, 5, r.endpoint)}
+	c := &mesh.ClusterEndpoints{Cluster: r.clusterName(), Endpoints: many(r, 5, r.endpoint)}
+	zones := []string{"", "a", "b"}
+	for i := range c.Endpoints {
+		c.Endpoints[i].Zone = zones[r.IntN(3)]
+	}
+	slices.SortFunc(c.Endpoints, func(a, b mesh.Endpoint) int { return a.AddrPort.Compare(b.AddrPort) })
+	return c
 }
 
 func (r random) certificate() *mesh.Certificate {
