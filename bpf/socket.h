@@ -123,6 +123,7 @@ static __always_inline enum verdict decide(struct call *c, const struct datagram
 static __always_inline enum verdict connect_call(struct call *c, struct bpf_sock_addr *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
+	struct mptcp_sock *whole;
 	enum verdict verdict;
 	struct peer *p, note = {};
 	bool tcp;
@@ -131,9 +132,12 @@ static __always_inline enum verdict connect_call(struct call *c, struct bpf_sock
 		return refuse(c, REASON_MAP_FULL, ENOBUFS);
 	call_init(c, ctx, HOOK_CONNECT);
 	tcp = c->dialled.protocol == IPPROTO_TCP;
+	whole = tcp && have_mptcp ? bpf_skc_to_mptcp_sock(sk) : 0;
 	verdict = decide(c, 0);
 	if (verdict == VERDICT_DROPPED || verdict == VERDICT_FORWARDED) {
 		bpf_sk_storage_delete(&peers, sk);
+		if (whole)
+			bpf_sk_storage_delete(&peers, whole);
 		/* Looking takes no lock, and there is hardly ever one. */
 		if (tcp && bpf_map_lookup_elem(&translated, &c->event.socket_cookie))
 			bpf_map_delete_elem(&translated, &c->event.socket_cookie);
@@ -144,13 +148,19 @@ static __always_inline enum verdict connect_call(struct call *c, struct bpf_sock
 	note.chosen = c->choice.addr;
 	note.chosen_port = c->choice.port;
 	note.workload = c->event.workload;
+	/*
+	 * The hook sees the first subflow of MPTCP; getpeername sees the socket that the
+	 * application has.
+	 */
+	if (whole) {
+		p = bpf_sk_storage_get(&peers, whole, &note, BPF_SK_STORAGE_GET_F_CREATE);
+		if (p)
+			*p = note;
+	}
 	if (tcp && verdict == VERDICT_TRANSLATED) {
 		bpf_sk_storage_delete(&peers, sk);
-		/*
-		 * sock_release does not see the subflows of MPTCP, and getpeername of MPTCP does not see
-		 * what is noted for them.
-		 */
-		if (!have_mptcp || !bpf_skc_to_mptcp_sock(sk))
+		/* sock_release does not see subflows: a note in this map would outlive them. */
+		if (!whole)
 			bpf_map_update_elem(&translated, &c->event.socket_cookie, &note, BPF_ANY);
 		emit(&c->event);
 		return verdict;
@@ -321,7 +331,8 @@ static __always_inline enum verdict sendmsg_call(struct call *c, struct bpf_sock
 static __always_inline bool original_of(struct bpf_sock_addr *ctx, union addr *seen, __be16 *port)
 {
 	struct bpf_sock *sk = ctx->sk;
-	bool tcp = ctx_load(ctx, protocol) == IPPROTO_TCP;
+	__u32 protocol = ctx_load(ctx, protocol);
+	bool tcp = protocol == IPPROTO_TCP;
 	struct datagram_peers *d;
 	bool found = false;
 	struct peer *p;
@@ -339,7 +350,7 @@ static __always_inline bool original_of(struct bpf_sock_addr *ctx, union addr *s
 		*port = p->original_port;
 		return true;
 	}
-	if (tcp)
+	if (protocol != IPPROTO_UDP)
 		return false;
 	d = bpf_sk_storage_get(&datagrams, sk, 0, 0);
 	if (!d)

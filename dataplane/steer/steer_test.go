@@ -41,116 +41,6 @@ func steered() *mesh.Service {
 	}
 }
 
-// TestSteered connects through every kind of socket to a service that the proxy serves.
-func TestSteered(t *testing.T) {
-	m := lab.NewMesh(t)
-	p := m.Enrol(t, "client")
-	m.Proxy(t, p)
-	m.SetService(t, steered())
-	app := p.App(t)
-
-	for _, c := range []struct {
-		name   string
-		domain int
-		to     netip.AddrPort
-		seen   netip.AddrPort // by getpeername
-		local  netip.Addr
-		before func(fd int)
-	}{
-		{"IPv4", unix.AF_INET, at(vip4, 80), at(vip4, 80), p.Addr4, nil},
-		{"IPv6", unix.AF_INET6, at(vip6, 80), at(vip6, 80), p.Addr6, nil},
-		{"mapped", unix.AF_INET6, at(vip4, 80), mapped(at(vip4, 80)), netip.AddrFrom16(p.Addr4.As16()), nil},
-		{"bound to its address", unix.AF_INET, at(vip4, 80), at(vip4, 80), p.Addr4, func(fd int) {
-			if err := app.Bind(fd, at(p.Addr4, 0)); err != nil {
-				t.Fatal(err)
-			}
-		}},
-		{"marked", unix.AF_INET, at(vip4, 80), at(vip4, 80), p.Addr4, func(fd int) {
-			if err := app.SetOption(fd, unix.SOL_SOCKET, unix.SO_MARK, 7); err != nil {
-				t.Fatal(err)
-			}
-		}},
-		{"bound to its device", unix.AF_INET, at(vip4, 80), at(vip4, 80), p.Addr4, func(fd int) {
-			if err := app.BindToDevice(fd, "eth0"); err != nil {
-				t.Fatal(err)
-			}
-		}},
-		{"IPv6 bound to its device", unix.AF_INET6, at(vip6, 80), at(vip6, 80), p.Addr6, func(fd int) {
-			if err := app.BindToDevice(fd, "eth0"); err != nil {
-				t.Fatal(err)
-			}
-		}},
-		{"non-blocking", unix.AF_INET, at(vip4, 80), at(vip4, 80), p.Addr4, nil},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			typ := unix.SOCK_STREAM
-			if c.name == "non-blocking" {
-				typ |= unix.SOCK_NONBLOCK
-			}
-			fd := app.Socket(c.domain, typ)
-			defer app.Close(fd)
-			if c.before != nil {
-				c.before(fd)
-			}
-			err := app.Connect(fd, c.to)
-			if c.name == "non-blocking" && errors.Is(err, unix.EINPROGRESS) {
-				err = app.WaitWritable(fd)
-			}
-			if err != nil {
-				t.Fatalf("connect: %v", err)
-			}
-			if got := app.Peer(fd); got != c.seen {
-				t.Errorf("getpeername: %s, want %s", got, c.seen)
-			}
-			if got := app.Local(fd).Addr(); got != c.local {
-				t.Errorf("getsockname: %s, want %s", got, c.local)
-			}
-			if c.name == "non-blocking" {
-				return // the proxy's answer may be under way
-			}
-			want := fmt.Sprintf("%s %d", c.to, p.Index())
-			if got := app.Recv(fd); got != want {
-				t.Errorf("the proxy saw %q, want %q", got, want)
-			}
-			app.Send(fd, "ping")
-			if got := app.Recv(fd); got != "ping" {
-				t.Errorf("echo: %q", got)
-			}
-		})
-	}
-	// MPTCP falls back to TCP, and is known by its subflow.
-	fd := app.SocketOf(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
-	if err := app.Connect(fd, at(vip4, 80)); err != nil {
-		t.Fatal(err)
-	}
-	if got, want := app.Recv(fd), fmt.Sprintf("%s %d", at(vip4, 80), p.Index()); got != want {
-		t.Errorf("the proxy saw %q of MPTCP, want %q", got, want)
-	}
-	f := m.WaitFlow(t, "redirected", func(f *flow.Flow) bool { return f.Verdict == flow.VerdictRedirected })
-	if f.Original != at(vip4, 80) || f.Destination.AddrPort != at(p.Addr4, steer.OutboundPort) ||
-		f.Source.Workload.Name != "client" || f.Source.AddrPort.Addr() != p.Addr4 || f.Protocol != mesh.ProtocolTCP {
-		t.Errorf("flow: %+v", f)
-	}
-	if n := entries(t, m); n != 0 {
-		t.Errorf("%d original destinations were left behind", n)
-	}
-}
-
-// entries returns how many records wait for the proxy to accept.
-func entries(t *testing.T, m *lab.Mesh) int {
-	t.Helper()
-	var key [32]byte
-	var value [32]byte
-	it, n := m.Datapath.Maps().Pending.Iterate(), 0
-	for it.Next(&key, &value) {
-		n++
-	}
-	if err := it.Err(); err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 func TestUnmodifiedPrograms(t *testing.T) {
 	m := lab.NewMesh(t)
 	p, b := m.Enrol(t, "client"), m.Enrol(t, "backend")
@@ -278,43 +168,56 @@ func TestForgery(t *testing.T) {
 	p, b := m.Enrol(t, "client"), m.Enrol(t, "backend")
 	m.SetService(t, steered())
 	app := p.App(t)
-	fd, other := app.Socket(unix.AF_INET, unix.SOCK_STREAM), app.Socket(unix.AF_INET, unix.SOCK_STREAM)
-	for _, fd := range []int{fd, other} {
-		// Redirected to a port where nobody listens yet.
-		if err := app.Connect(fd, at(vip4, 80)); !errors.Is(err, unix.ECONNREFUSED) {
-			t.Fatalf("connect without a listener: %v", err)
+	type pair struct {
+		family
+		fds [2]int
+	}
+	var pairs []pair
+	for _, f := range families {
+		pairs = append(pairs, pair{f, [2]int{app.Socket(f.domain, unix.SOCK_STREAM), app.Socket(f.domain, unix.SOCK_STREAM)}})
+	}
+	for _, f := range pairs {
+		for _, fd := range f.fds {
+			// Redirected to a port where nobody listens yet.
+			if err := app.Connect(fd, at(f.of(vip4, vip6), 80)); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Fatalf("%s: connect without a listener: %v", f.name, err)
+			}
 		}
 	}
-	if n := entries(t, m); n != 0 {
+	if n := count(t, m.Datapath.Maps().Pending); n != 0 {
 		t.Errorf("%d records outlive their connection", n)
 	}
 	m.Proxy(t, p)
-	for i := range 3 {
-		if err := app.Connect(fd, at(p.Addr4, steer.OutboundPort)); !errors.Is(err, unix.EPERM) {
-			t.Fatalf("direct connect %d to the proxy: %v", i, err)
-		}
-	}
 	// A service behind which the capture port hides is a way in that connect cannot see;
 	// nothing vouches for it.
+	hidden4, hidden6 := netip.MustParseAddr("10.96.9.9"), netip.MustParseAddr("fd96::9:9")
 	m.SetService(t, &mesh.Service{
-		Name: mesh.Name{Namespace: "lab", Name: "hidden"}, VIPs: []netip.Addr{netip.MustParseAddr("10.96.9.9")},
+		Name: mesh.Name{Namespace: "lab", Name: "hidden"}, VIPs: []netip.Addr{hidden4, hidden6},
 		Ports: []mesh.ServicePort{{Port: 1, Protocol: mesh.ProtocolTCP, Endpoints: []mesh.Endpoint{
-			{AddrPort: at(p.Addr4, steer.OutboundPort)},
+			{AddrPort: at(p.Addr4, steer.OutboundPort)}, {AddrPort: at(p.Addr6, steer.OutboundPort)},
 		}}},
 	})
-	for _, fd := range []int{fd, other} {
-		if err := app.Connect(fd, at(netip.MustParseAddr("10.96.9.9"), 1)); err != nil {
-			t.Fatalf("connect: %v", err)
-		}
-		if got := app.Recv(fd); got != "unknown" {
-			t.Errorf("the proxy believed %q", got)
-		}
-	}
-	// What is no service is left alone.
-	fd = app.Socket(unix.AF_INET, unix.SOCK_STREAM)
 	b.Echo(t, "b", at(b.Addr4, 80))
-	if err := app.Connect(fd, at(b.Addr4, 80)); err != nil {
-		t.Errorf("connect to an address that is no service: %v", err)
+	b.Echo(t, "b", at(b.Addr6, 80))
+	for _, f := range pairs {
+		for i := range 3 {
+			if err := app.Connect(f.fds[0], at(f.of(p.Addr4, p.Addr6), steer.OutboundPort)); !errors.Is(err, unix.EPERM) {
+				t.Fatalf("%s: direct connect %d to the proxy: %v", f.name, i, err)
+			}
+		}
+		for _, fd := range f.fds {
+			if err := app.Connect(fd, at(f.of(hidden4, hidden6), 1)); err != nil {
+				t.Fatalf("%s: connect: %v", f.name, err)
+			}
+			if got := app.Recv(fd); got != "unknown" {
+				t.Errorf("%s: the proxy believed %q", f.name, got)
+			}
+		}
+		// What is no service is left alone.
+		fd := app.Socket(f.domain, unix.SOCK_STREAM)
+		if err := app.Connect(fd, at(f.of(b.Addr4, b.Addr6), 80)); err != nil {
+			t.Errorf("%s: connect to an address that is no service: %v", f.name, err)
+		}
 	}
 }
 

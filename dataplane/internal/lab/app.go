@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -228,6 +229,42 @@ func (a *App) BindToDevice(fd int, device string) error {
 	return err
 }
 
+// FastOpen is sendto with MSG_FASTOPEN: it connects and sends.
+func (a *App) FastOpen(fd int, data string, to netip.AddrPort) error {
+	a.t.Helper()
+	_, err := a.call(call{Op: "sendto", FD: fd, Data: []byte(data), Addr: to, Args: []int{unix.MSG_FASTOPEN}})
+	return err
+}
+
+// SentInSYN reports whether the peer acknowledged data that was sent in the SYN.
+func (a *App) SentInSYN(fd int) bool {
+	a.t.Helper()
+	return a.must(call{Op: "sentinsyn", FD: fd}).N == 1
+}
+
+// Disconnect is connect to AF_UNSPEC.
+func (a *App) Disconnect(fd int) error {
+	a.t.Helper()
+	_, err := a.call(call{Op: "disconnect", FD: fd})
+	return err
+}
+
+// PassTo passes a socket to another application by SCM_RIGHTS and returns its descriptor
+// there; it stays open here too. path names a socket that does not exist yet.
+func (a *App) PassTo(to *App, fd int, path string) int {
+	a.t.Helper()
+	at := to.must(call{Op: "receiver", Data: []byte(path)}).N
+	a.must(call{Op: "pass", FD: fd, Data: []byte(path)})
+	return to.must(call{Op: "receive", FD: at}).N
+}
+
+// PeerError is getpeername of a socket that may not be connected.
+func (a *App) PeerError(fd int) error {
+	a.t.Helper()
+	_, err := a.call(call{Op: "getpeername", FD: fd})
+	return err
+}
+
 // Unshare puts the application into a network namespace of its own making.
 func (a *App) Unshare() {
 	a.t.Helper()
@@ -256,6 +293,18 @@ func (a *App) Connects(domain int, to netip.AddrPort, n int) int64 {
 func (a *App) MoveTo(cgroup string) {
 	a.t.Helper()
 	a.must(call{Op: "join", Data: []byte(cgroup)})
+}
+
+// Block takes O_NONBLOCK off a socket.
+func (a *App) Block(fd int) {
+	a.t.Helper()
+	a.must(call{Op: "block", FD: fd})
+}
+
+// Reset closes a socket without leaving anything of its connection.
+func (a *App) Reset(fd int) {
+	a.t.Helper()
+	a.must(call{Op: "reset", FD: fd})
 }
 
 // Close closes a socket.
@@ -313,7 +362,36 @@ func (c call) run(domains map[int]int) (r result, err error) {
 	case "send":
 		r.N, err = unix.Write(c.FD, c.Data)
 	case "sendto":
-		err = unix.Sendto(c.FD, c.Data, 0, sockaddr(c.Addr, domains[c.FD]))
+		flags := 0
+		if len(c.Args) > 0 {
+			flags = c.Args[0]
+		}
+		err = unix.Sendto(c.FD, c.Data, flags, sockaddr(c.Addr, domains[c.FD]))
+	case "sentinsyn":
+		var info *unix.TCPInfo
+		info, err = unix.GetsockoptTCPInfo(c.FD, unix.IPPROTO_TCP, unix.TCP_INFO)
+		const synData = 32 // TCPI_OPT_SYN_DATA of linux/tcp.h
+		if err == nil && info.Options&synData != 0 {
+			r.N = 1
+		}
+	case "disconnect":
+		unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+		if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(c.FD), uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec)); errno != 0 {
+			err = errno
+		}
+	case "receiver":
+		if r.N, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+			err = unix.Bind(r.N, &unix.SockaddrUnix{Name: string(c.Data)})
+		}
+	case "pass":
+		var fd int
+		if fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+			domain := []byte{byte(domains[c.FD])}
+			err = unix.Sendmsg(fd, domain, unix.UnixRights(c.FD), &unix.SockaddrUnix{Name: string(c.Data)}, 0)
+			unix.Close(fd)
+		}
+	case "receive":
+		r.N, err = receive(c.FD, domains)
 	case "recv":
 		buf := make([]byte, 65536)
 		var sa unix.Sockaddr
@@ -356,6 +434,11 @@ func (c call) run(domains map[int]int) (r result, err error) {
 		r.N = int(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano())
 	case "join":
 		err = os.WriteFile(filepath.Join(string(c.Data), "cgroup.procs"), []byte("0"), 0)
+	case "block":
+		err = unix.SetNonblock(c.FD, false)
+	case "reset":
+		delete(domains, c.FD)
+		err = errors.Join(unix.SetsockoptLinger(c.FD, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}), unix.Close(c.FD))
 	case "close":
 		delete(domains, c.FD)
 		err = unix.Close(c.FD)
@@ -363,6 +446,29 @@ func (c call) run(domains map[int]int) (r result, err error) {
 		return r, fmt.Errorf("no such call: %s", c.Op)
 	}
 	return r, err
+}
+
+// receive receives a socket that "pass" sent.
+func receive(at int, domains map[int]int) (int, error) {
+	defer unix.Close(at)
+	domain, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := unix.Recvmsg(at, domain, oob, unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil {
+		return -1, err
+	}
+	if len(messages) != 1 {
+		return -1, fmt.Errorf("%d control messages", len(messages))
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		return -1, err
+	}
+	domains[fds[0]] = int(domain[0])
+	return fds[0], nil
 }
 
 // open opens a connection and resets it, which leaves no TIME_WAIT behind.
