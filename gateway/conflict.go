@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -38,18 +39,11 @@ type claim struct {
 func newDomain(gateway mesh.Name) *domain {
 	d := &domain{gateway: gateway, routes: map[kube.Key]*claim{},
 		byHost: map[kube.Kind]index[string, kube.Key, struct{}]{}, bySuffix: map[kube.Kind]index[string, kube.Key, struct{}]{}}
-	for _, kind := range []kube.Kind{kube.KindHTTPRoute, kube.KindGRPCRoute} {
+	for _, kind := range kube.RouteKinds {
 		d.byHost[kind] = index[string, kube.Key, struct{}]{}
 		d.bySuffix[kind] = index[string, kube.Key, struct{}]{}
 	}
 	return d
-}
-
-func otherKind(k kube.Kind) kube.Kind {
-	if k == kube.KindHTTPRoute {
-		return kube.KindGRPCRoute
-	}
-	return kube.KindHTTPRoute
 }
 
 // suffixes calls f with each domain that a hostname is strictly below, "" first:
@@ -100,9 +94,16 @@ func (d *domain) set(key kube.Key, c *claim) []kube.Key {
 	return d.resolve(affected)
 }
 
-// neighbours adds the routes of the other kind whose hostnames intersect.
+// neighbours adds the routes of other kinds whose hostnames intersect.
 func (d *domain) neighbours(kind kube.Kind, hosts []string, into map[kube.Key]struct{}) {
-	other := otherKind(kind)
+	for _, other := range kube.RouteKinds {
+		if other != kind {
+			d.neighboursOf(other, hosts, into)
+		}
+	}
+}
+
+func (d *domain) neighboursOf(other kube.Kind, hosts []string, into map[kube.Key]struct{}) {
 	add := func(set map[kube.Key]struct{}) {
 		for key := range set {
 			into[key] = struct{}{}
@@ -178,13 +179,15 @@ func (d *domain) resolve(affected map[kube.Key]struct{}) (changed []kube.Key) {
 	return changed
 }
 
+// meshRank orders the kinds of routes of a Service, the most specific first (GEP-1426).
+func meshRank(k kube.Kind) int {
+	return slices.Index([]kube.Kind{kube.KindGRPCRoute, kube.KindHTTPRoute, kube.KindTLSRoute, kube.KindTCPRoute, kube.KindUDPRoute}, k)
+}
+
 // compare orders routes by who is preferred.
 func (d *domain) compare(a, b kube.Key) int {
 	if d.gateway.IsZero() && a.Kind != b.Kind {
-		if a.Kind == kube.KindGRPCRoute {
-			return -1
-		}
-		return 1
+		return cmp.Compare(meshRank(a.Kind), meshRank(b.Kind))
 	}
 	return compile.CompareAge(d.routes[a].created, a, d.routes[b].created, b)
 }

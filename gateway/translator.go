@@ -80,6 +80,8 @@ type Translator struct {
 	// declared are hostnames that a listener has to itself although no route may be
 	// attached, so that no less specific one answers for them.
 	declared map[hostKey]struct{}
+	// l4 has, by Gateway, what the routes of connections say for its listeners.
+	l4 index[mesh.Name, kube.Key, compile.L4Route]
 	// steering has the routes attached to the ports of a Service.
 	steering map[mesh.Name]index[steeringKey, kube.Key, struct{}]
 	services map[mesh.Name][]mesh.Ref
@@ -114,6 +116,7 @@ type routeState struct {
 	contributions map[hostKey]contribution
 	claims        map[string]*claim
 	steering      map[serviceSteering]struct{}
+	l4            map[mesh.Name]compile.L4Route // by Gateway
 }
 
 // Indexes of routeState.rules.
@@ -149,17 +152,19 @@ type dirty struct {
 	classes  map[kube.Key]struct{}
 	gateways map[mesh.Name]struct{}
 	routes   map[kube.Key]struct{}
-	hosts    map[hostKey]struct{}
-	services map[mesh.Name]struct{}
-	secrets  map[mesh.Name]struct{}
-	pods     map[mesh.Name]struct{}
-	statuses map[kube.Key]struct{}
+	// listeners has the Gateways whose listeners are to be compiled.
+	listeners map[mesh.Name]struct{}
+	hosts     map[hostKey]struct{}
+	services  map[mesh.Name]struct{}
+	secrets   map[mesh.Name]struct{}
+	pods      map[mesh.Name]struct{}
+	statuses  map[kube.Key]struct{}
 }
 
 func newDirty() dirty {
 	return dirty{
 		classes: map[kube.Key]struct{}{}, gateways: map[mesh.Name]struct{}{}, routes: map[kube.Key]struct{}{},
-		hosts: map[hostKey]struct{}{}, services: map[mesh.Name]struct{}{}, secrets: map[mesh.Name]struct{}{},
+		listeners: map[mesh.Name]struct{}{}, hosts: map[hostKey]struct{}{}, services: map[mesh.Name]struct{}{}, secrets: map[mesh.Name]struct{}{},
 		pods: map[mesh.Name]struct{}{}, statuses: map[kube.Key]struct{}{},
 	}
 }
@@ -188,6 +193,7 @@ func New(cfg Config) (*Translator, error) {
 		domains:      map[string]*domain{},
 		hosts:        index[hostKey, kube.Key, contribution]{},
 		declared:     map[hostKey]struct{}{},
+		l4:           index[mesh.Name, kube.Key, compile.L4Route]{},
 		steering:     map[mesh.Name]index[steeringKey, kube.Key, struct{}]{},
 		services:     map[mesh.Name][]mesh.Ref{},
 		certificates: index[mesh.Name, mesh.Name, struct{}]{},
@@ -211,6 +217,7 @@ func (t *Translator) Apply(c kube.Change) Result {
 	}
 	t.settleGateways()
 	t.settleRoutes()
+	t.settleListeners()
 	t.settleHosts()
 	t.settleServices()
 	t.settleSecrets()
@@ -234,7 +241,7 @@ func (t *Translator) take(key kube.Key, o kube.Object) {
 		t.dirty.statuses[key] = struct{}{}
 	case kube.KindGateway:
 		t.dirty.gateways[name] = struct{}{}
-	case kube.KindHTTPRoute, kube.KindGRPCRoute:
+	case kube.KindHTTPRoute, kube.KindGRPCRoute, kube.KindTLSRoute, kube.KindTCPRoute, kube.KindUDPRoute:
 		t.dirty.routes[key] = struct{}{}
 	case kube.KindService:
 		t.dirty.services[name] = struct{}{}
@@ -275,7 +282,7 @@ func (t *Translator) markAskers(key kube.Key) {
 		switch asker.Kind {
 		case kube.KindGateway:
 			t.dirty.gateways[name] = struct{}{}
-		case kube.KindHTTPRoute, kube.KindGRPCRoute:
+		case kube.KindHTTPRoute, kube.KindGRPCRoute, kube.KindTLSRoute, kube.KindTCPRoute, kube.KindUDPRoute:
 			t.dirty.routes[asker] = struct{}{}
 		case kube.KindService:
 			t.dirty.services[name] = struct{}{}
@@ -359,9 +366,6 @@ func (t *Translator) settleGateway(name mesh.Name) {
 
 	now.certs = map[mesh.Name]struct{}{}
 	if now.resolved != nil {
-		for _, l := range compile.GatewayListeners(now.resolved, now.addresses) {
-			now.listeners = append(now.listeners, t.put(l))
-		}
 		now.declared = declaredHosts(now.resolved)
 		for i := range now.resolved.Listeners {
 			if l := &now.resolved.Listeners[i]; l.Served {
@@ -371,7 +375,12 @@ func (t *Translator) settleGateway(name mesh.Name) {
 			}
 		}
 	}
-	t.removeStale(old.listeners, now.listeners)
+	now.listeners = old.listeners
+	if now.resolved == nil {
+		t.removeStale(old.listeners, nil)
+	} else {
+		t.dirty.listeners[name] = struct{}{}
+	}
 	for _, h := range old.declared {
 		delete(t.declared, h)
 		t.dirty.hosts[h] = struct{}{}
@@ -459,6 +468,7 @@ func (t *Translator) settleRoute(key kube.Key) {
 	for id, c := range now.claims {
 		t.claim(id, key, c, old.claims[id])
 	}
+	t.settleL4(key, old, now)
 	for s := range old.steering {
 		if _, still := now.steering[s]; !still {
 			t.steering[s.service].remove(s.steeringKey, key)
@@ -481,6 +491,7 @@ func (t *Translator) attach(s *routeState) {
 	s.contributions = map[hostKey]contribution{}
 	s.claims = map[string]*claim{}
 	s.steering = map[serviceSteering]struct{}{}
+	s.l4 = map[mesh.Name]compile.L4Route{}
 	if s.route.GatewayBackends.ResolvedRefs.Type != "" {
 		s.rules[ofGateway], s.dropped[ofGateway] = compile.Route(s.route.Object, s.route.GatewayBackends)
 	}
@@ -503,6 +514,7 @@ func (t *Translator) attach(s *routeState) {
 					t.domains[a.Domain] = newDomain(a.Gateway)
 				}
 			}
+			s.attachL4(a)
 			if p.Mesh {
 				s.steering[serviceSteering{a.Service, steeringKey{a.Port, a.Consumer}}] = struct{}{}
 			}
@@ -829,7 +841,7 @@ func (t *Translator) status(key kube.Key) (kube.Status, bool) {
 			return s, false
 		}
 		s.Gateway = t.gatewayStatus(key, g)
-	case *gatewayv1.HTTPRoute, *gatewayv1.GRPCRoute:
+	case *gatewayv1.HTTPRoute, *gatewayv1.GRPCRoute, *gatewayv1.TLSRoute, *gatewayv1.TCPRoute, *gatewayv1.UDPRoute:
 		r := t.routes[key]
 		if r == nil {
 			return s, false

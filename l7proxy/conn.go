@@ -49,7 +49,10 @@ type downConn struct {
 
 	service      mesh.Name
 	listenerName string
-	chainName    string // TLS only
+	chainName    string      // TLS only
+	chain        *mesh.Chain // gateways, once it is chosen for the connection as a whole
+	serverName   string      // that the client asked for
+	helloBy      int64       // when the ClientHello must be complete
 	isTLS        bool
 	listener     *mesh.Listener // as of checked
 	checked      uint64

@@ -2,6 +2,7 @@ package l7proxy
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/sluice-mesh/sluice/l7proxy/detect"
 	"github.com/sluice-mesh/sluice/l7proxy/loop"
@@ -24,12 +25,38 @@ func (d *downConn) gatewayConfigured() {
 	}
 	d.stopWaiting()
 	d.service = l.Parent
+	if c := rawChain(l); c != nil {
+		d.chain, d.chainName = c, c.Name
+		d.startTunnel()
+		return
+	}
 	d.mode = modeDetect
-	d.after(int64(d.w.limits.HandshakeTimeout))
+	d.helloBy = d.w.loop.Now() + int64(d.w.limits.HandshakeTimeout)
+	d.w.loop.SetTimer(&d.timer, d.helloBy)
 	d.detect()
 }
 
+// rawChain returns the chain of a listener that takes any bytes, nil if the listener
+// wants HTTP or TLS.
+func rawChain(l *mesh.Listener) *mesh.Chain {
+	if len(l.Chains) == 1 {
+		if c := &l.Chains[0]; !c.Passthrough && len(c.Certificates) == 0 && c.RouteTable == "" {
+			return c
+		}
+	}
+	return nil
+}
+
+// routesHTTP reports whether some chain of a listener has routes for requests.
+func routesHTTP(l *mesh.Listener) bool {
+	return slices.ContainsFunc(l.Chains, func(c mesh.Chain) bool { return c.RouteTable != "" })
+}
+
 func (d *downConn) gatewayDetected(kind detect.Kind) {
+	if l := d.current(); kind != detect.TLS && l != nil && !routesHTTP(l) {
+		d.fail(flow.ReasonDownstreamProtocol, "not TLS")
+		return
+	}
 	switch kind {
 	case detect.HTTP1:
 		d.speakHTTP1()
@@ -51,7 +78,8 @@ func (d *downConn) clientHello() {
 	}
 	d.mode = modeDetect
 	if !done {
-		d.after(int64(d.w.limits.HandshakeTimeout))
+		// One deadline for all of it, however slowly the bytes come.
+		d.w.loop.SetTimer(&d.timer, d.helloBy)
 		if d.settle() != nil {
 			d.fail(flow.ReasonOverLimit, "")
 		}
@@ -62,11 +90,16 @@ func (d *downConn) clientHello() {
 		return
 	}
 	cfg, chain, ok := d.w.proxy.cfg.Certificates.Config(d.listenerName, hello.ServerName)
-	if !ok || cfg == nil || chain == nil {
-		d.fail(flow.ReasonNoChain, "server name "+hello.ServerName)
+	d.serverName = hello.ServerName
+	if !ok || chain == nil || cfg == nil && !chain.Passthrough {
+		d.fail(flow.ReasonNoChain, noChain(hello.ServerName, chain))
 		return
 	}
-	d.chainName, d.isTLS = chain.Name, true
+	d.chain, d.chainName, d.isTLS = chain, chain.Name, true
+	if chain.Passthrough {
+		d.startTunnel()
+		return
+	}
 	d.mode = modeHandshake
 	d.after(int64(d.w.limits.HandshakeTimeout))
 	l := d.w.loop
@@ -74,6 +107,17 @@ func (d *downConn) clientHello() {
 	d.tls.Feed(d.unread())
 	d.keep(nil)
 	d.handshake()
+}
+
+// noChain says in words why no chain takes a client that asked for a server name.
+func noChain(serverName string, chain *mesh.Chain) string {
+	switch {
+	case chain != nil && len(chain.Certificates) > 0:
+		return "no certificate is known for listener " + chain.Name
+	case serverName == "":
+		return "the client sent no server name"
+	}
+	return "server name " + serverName
 }
 
 func (d *downConn) tlsWake() {
@@ -127,6 +171,10 @@ func (d *downConn) handshake() {
 		return
 	}
 	d.w.loop.StopTimer(&d.timer)
+	if d.chain.RouteTable == "" {
+		d.startTunnel()
+		return
+	}
 	switch d.tls.ALPN() {
 	case "h2":
 		d.speakHTTP2()

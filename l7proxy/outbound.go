@@ -108,6 +108,9 @@ func (d *downConn) configChanged() {
 
 // defaults are the backends of a connection that is not HTTP.
 func (d *downConn) defaults() []mesh.WeightedCluster {
+	if d.journey == SocketGateway {
+		return d.chain.Default
+	}
 	if l := d.current(); l != nil && len(l.Chains) > 0 {
 		return l.Chains[0].Default
 	}

@@ -56,7 +56,7 @@ func bestChain(l *mesh.Listener, authority []byte, tls bool) *mesh.Chain {
 	bestScore := -1
 	for i := range l.Chains {
 		c := &l.Chains[i]
-		if (len(c.Certificates) > 0) != tls {
+		if (len(c.Certificates) > 0 || c.Passthrough) != tls {
 			continue
 		}
 		score := -1

@@ -60,6 +60,10 @@ func (t *tunnel) choose() {
 		return
 	}
 	clusters := d.defaults()
+	if len(clusters) == 0 && d.journey == SocketGateway {
+		t.end(flow.ReasonNoRoute, "no route is attached to listener "+d.chain.Name)
+		return
+	}
 	if len(clusters) == 0 {
 		// Not steered any more: what the kernel would have done.
 		svc, i := d.w.proxy.cfg.Store.ServiceByFrontend(mesh.Frontend{AddrPort: d.dest, Protocol: mesh.ProtocolTCP})

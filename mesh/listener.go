@@ -16,12 +16,15 @@ const (
 // Listener is one port of a Gateway or of a Service that the node proxy serves.
 // Gateway listeners (in the API's sense) that share a port are one Listener.
 type Listener struct {
-	// Name is "gateway/NAMESPACE/NAME/PORT" or "service/NAMESPACE/NAME/PORT".
+	// Name is "gateway/NAMESPACE/NAME/PORT" or "service/NAMESPACE/NAME/PORT", with
+	// "/udp" behind it if the protocol is UDP.
 	Name string
 	Type ListenerType
 	// Parent is the Gateway or Service.
 	Parent Name
 	Port   uint16
+	// Protocol is what the port takes; zero stands for ProtocolTCP.
+	Protocol Protocol
 	// Addresses are the Gateway's addresses, or the Service's VIPs.
 	Addresses []netip.Addr
 	// Chains are tried in order; the first that matches the connection takes it.
@@ -42,9 +45,13 @@ type Chain struct {
 	// Certificates name the Secrets ("namespace/name") to terminate TLS with, the
 	// first is the default. Empty: plain text.
 	Certificates []string
-	// RouteTable names the routes of HTTP connections; empty: raw TCP to Default.
+	// Passthrough says that the chain takes TLS connections and carries them to
+	// Default as they are.
+	Passthrough bool
+	// RouteTable names the routes of HTTP connections; empty: bytes to Default.
 	RouteTable string
 	// Default are the backends of connections that are not HTTP: those of the
-	// service itself, or empty on a gateway.
+	// service itself, or of a TLS, TCP or UDP route on a gateway. If it is empty and so
+	// is RouteTable, connections are refused: no route is attached.
 	Default []WeightedCluster
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -12,9 +13,9 @@ import (
 	"github.com/sluice-mesh/sluice/mesh"
 )
 
-// GatewayListeners compiles a Gateway into one listener per port. Without
-// addresses there is none.
-func GatewayListeners(g *graph.Gateway, addresses []netip.Addr) []*mesh.Listener {
+// GatewayListeners compiles a Gateway, with the routes of connections that are
+// attached to it, into one listener per port. Without addresses there is none.
+func GatewayListeners(g *graph.Gateway, addresses []netip.Addr, routes []L4Route) []*mesh.Listener {
 	if len(addresses) == 0 {
 		return nil
 	}
@@ -38,6 +39,10 @@ func GatewayListeners(g *graph.Gateway, addresses []netip.Addr) []*mesh.Listener
 			}
 			continue
 		}
+		if l.Protocol != gatewayv1.HTTPSProtocolType {
+			out.Chains = append(out.Chains, l4Chains(l, routes)...)
+			continue
+		}
 		chain := mesh.Chain{Name: l.Name, RouteTable: l.Table}
 		if l.Hostname != graph.AnyHost {
 			chain.ServerNames = []string{l.Hostname}
@@ -49,13 +54,16 @@ func GatewayListeners(g *graph.Gateway, addresses []netip.Addr) []*mesh.Listener
 	}
 	listeners := make([]*mesh.Listener, 0, len(byPort))
 	for _, l := range byPort {
-		slices.SortStableFunc(l.Chains, func(a, b mesh.Chain) int {
-			return graph.CompareSpecificity(serverName(a), serverName(b))
-		})
+		slices.SortStableFunc(l.Chains, compareChains)
 		listeners = append(listeners, l)
 	}
 	slices.SortFunc(listeners, func(a, b *mesh.Listener) int { return cmp.Compare(a.Port, b.Port) })
 	return listeners
+}
+
+// compareChains puts the chain with the more specific server name first.
+func compareChains(a, b mesh.Chain) int {
+	return cmp.Or(graph.CompareSpecificity(serverName(a), serverName(b)), strings.Compare(serverName(a), serverName(b)))
 }
 
 func serverName(c mesh.Chain) string {

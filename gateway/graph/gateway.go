@@ -44,6 +44,8 @@ type Listener struct {
 	selector   labels.Selector
 	// Certificates to terminate TLS with.
 	Certificates []mesh.Name
+	// Passthrough says that TLS is not terminated.
+	Passthrough bool
 	// Conditions without Programmed.
 	Conditions []metav1.Condition
 	// Served says that connections are taken. Why says why not.
@@ -55,8 +57,13 @@ type Listener struct {
 	Table string
 }
 
-// supportedKinds are the kinds of routes that HTTP and HTTPS listeners take.
-var supportedKinds = []kube.Kind{kube.KindHTTPRoute, kube.KindGRPCRoute}
+// supportedKinds are the kinds of routes that listeners of a protocol take.
+var supportedKinds = map[gatewayv1.ProtocolType][]kube.Kind{
+	gatewayv1.HTTPProtocolType:  {kube.KindHTTPRoute, kube.KindGRPCRoute},
+	gatewayv1.HTTPSProtocolType: {kube.KindHTTPRoute, kube.KindGRPCRoute},
+	gatewayv1.TLSProtocolType:   {kube.KindTLSRoute},
+	gatewayv1.TCPProtocolType:   {kube.KindTCPRoute},
+}
 
 // ResolveGateway resolves the references of a Gateway whose class is ours.
 func ResolveGateway(objects Objects, gw *gatewayv1.Gateway) *Gateway {
@@ -93,10 +100,8 @@ func resolveListener(objects Objects, gw *gatewayv1.Gateway, spec *gatewayv1.Lis
 		}
 	}
 
-	switch spec.Protocol {
-	case gatewayv1.HTTPProtocolType, gatewayv1.HTTPSProtocolType:
-	default:
-		refuse(gatewayv1.ListenerReasonUnsupportedProtocol, "Protocol %s is not supported; use HTTP or HTTPS", spec.Protocol)
+	if supportedKinds[spec.Protocol] == nil {
+		refuse(gatewayv1.ListenerReasonUnsupportedProtocol, "Protocol %s is not supported; use HTTP, HTTPS, TLS or TCP", spec.Protocol)
 		l.Conditions = []metav1.Condition{accepted, conditions.ListenerResolvedRefs(gw.Generation)}
 		return l
 	}
@@ -112,11 +117,13 @@ func resolveListener(objects Objects, gw *gatewayv1.Gateway, spec *gatewayv1.Lis
 			resolved = conditions.ListenerNotResolved(reason, gw.Generation, fmt.Sprintf(format, args...))
 		}
 	}
-	if spec.Protocol == gatewayv1.HTTPSProtocolType {
+	l.Passthrough = spec.Protocol == gatewayv1.TLSProtocolType && spec.TLS != nil && spec.TLS.Mode != nil && *spec.TLS.Mode == gatewayv1.TLSModePassthrough
+	terminates := overTLS(spec.Protocol) && !l.Passthrough
+	if terminates {
 		l.takeCertificates(objects, gw, spec, refuse, unresolved)
 	}
 	l.takeKinds(spec, unresolved)
-	if l.Served && (len(l.Kinds) == 0 || spec.Protocol == gatewayv1.HTTPSProtocolType && len(l.Certificates) == 0) {
+	if l.Served && (len(l.Kinds) == 0 || terminates && len(l.Certificates) == 0) {
 		l.Served, l.Why = false, resolved.Message
 	}
 	l.Conditions = []metav1.Condition{accepted, resolved}
@@ -145,12 +152,13 @@ func (l *Listener) takeNamespaces(spec *gatewayv1.Listener, refuse func(gatewayv
 }
 
 func (l *Listener) takeKinds(spec *gatewayv1.Listener, unresolved func(gatewayv1.ListenerConditionReason, string, ...any)) {
-	wanted := supportedKinds
+	supported := supportedKinds[spec.Protocol]
+	wanted := supported
 	if spec.AllowedRoutes != nil && len(spec.AllowedRoutes.Kinds) > 0 {
 		wanted = nil
 		for _, k := range spec.AllowedRoutes.Kinds {
 			kind := kube.Kind(k.Kind)
-			if k.Group != nil && *k.Group != gatewayv1.GroupName || !slices.Contains(supportedKinds, kind) {
+			if k.Group != nil && *k.Group != gatewayv1.GroupName || !slices.Contains(supported, kind) {
 				unresolved(gatewayv1.ListenerReasonInvalidRouteKinds, "allowedRoutes.kinds: %s listeners do not take %s", spec.Protocol, k.Kind)
 				continue
 			}
@@ -174,12 +182,12 @@ func (l *Listener) takeCertificates(objects Objects, gw *gatewayv1.Gateway, spec
 		return
 	}
 	// Serving without the asked-for check of client certificates would let anybody in.
-	if wantsClientCertificates(gw, spec.Port) {
+	if spec.Protocol == gatewayv1.HTTPSProtocolType && wantsClientCertificates(gw, spec.Port) {
 		refuse(gatewayv1.ListenerReasonUnsupportedValue, "Validation of client certificates (spec.tls.frontend) is not supported")
 		return
 	}
 	if spec.TLS == nil || len(spec.TLS.CertificateRefs) == 0 {
-		unresolved(gatewayv1.ListenerReasonInvalidCertificateRef, "tls.certificateRefs: an HTTPS listener needs a certificate")
+		unresolved(gatewayv1.ListenerReasonInvalidCertificateRef, "tls.certificateRefs: a listener that terminates TLS needs a certificate")
 		return
 	}
 	for i, ref := range spec.TLS.CertificateRefs {
@@ -238,19 +246,21 @@ func wantsClientCertificates(gw *gatewayv1.Gateway, port gatewayv1.PortNumber) b
 }
 
 // findConflicts refuses listeners that cannot be told apart: the same port with
-// plain and encrypted HTTP, or the same port, protocol and hostname. Neither of
-// two is preferred (Gateway.spec.listeners).
+// protocols that nothing tells apart, or the same port, protocol and hostname.
+// HTTPS and TLS are told apart by the server name that clients ask for. Neither of two
+// is preferred (Gateway.spec.listeners).
 func (g *Gateway) findConflicts() {
 	for i := range g.Listeners {
 		l := &g.Listeners[i]
 		conflict := conditions.ListenerNoConflicts(g.Generation)
 		for j := range g.Listeners {
 			o := &g.Listeners[j]
-			if i == j || l.Port != o.Port || !speaksHTTP(l.Protocol) || !speaksHTTP(o.Protocol) {
+			if i == j || l.Port != o.Port || supportedKinds[l.Protocol] == nil || supportedKinds[o.Protocol] == nil ||
+				(l.Protocol == gatewayv1.UDPProtocolType) != (o.Protocol == gatewayv1.UDPProtocolType) {
 				continue
 			}
 			switch {
-			case l.Protocol != o.Protocol:
+			case l.Protocol != o.Protocol && !(overTLS(l.Protocol) && overTLS(o.Protocol)):
 				conflict = conditions.ListenerConflicted(gatewayv1.ListenerReasonProtocolConflict, g.Generation,
 					fmt.Sprintf("Listener %s has the same port with protocol %s", o.Name, o.Protocol))
 			case l.Hostname == o.Hostname:
@@ -267,6 +277,11 @@ func (g *Gateway) findConflicts() {
 		}
 		l.Conditions = append(l.Conditions, conflict)
 	}
+}
+
+// overTLS reports whether connections to a listener begin with a ClientHello.
+func overTLS(p gatewayv1.ProtocolType) bool {
+	return p == gatewayv1.HTTPSProtocolType || p == gatewayv1.TLSProtocolType
 }
 
 func speaksHTTP(p gatewayv1.ProtocolType) bool {
@@ -296,7 +311,7 @@ func (g *Gateway) nameTables() {
 	first := map[uint16]string{}
 	for i := range g.Listeners {
 		l := &g.Listeners[i]
-		if !l.Served {
+		if !l.Served || !speaksHTTP(l.Protocol) {
 			continue
 		}
 		name := l.Name
@@ -361,18 +376,22 @@ func (g *Gateway) SameAttachment(o *Gateway) bool {
 	}
 	return slices.EqualFunc(g.Listeners, o.Listeners, func(a, b Listener) bool {
 		return a.Name == b.Name && a.Port == b.Port && a.Protocol == b.Protocol && a.Hostname == b.Hostname &&
-			slices.Equal(a.Kinds, b.Kinds) && a.Namespaces == b.Namespaces && a.Selector == b.Selector &&
+			slices.Equal(a.Kinds, b.Kinds) && a.Passthrough == b.Passthrough && a.Namespaces == b.Namespaces && a.Selector == b.Selector &&
 			a.Served == b.Served && a.Table == b.Table
 	})
 }
 
-// owner returns the listener that takes requests for a host on a port with plain
-// HTTP: the most specific (Gateway.spec.listeners on listener isolation).
-func (g *Gateway) owner(port uint16, host string) *Listener {
+// owner returns the listener that takes requests for a host on a port, in plain HTTP
+// or over TLS: the most specific (Gateway.spec.listeners on listener isolation).
+func (g *Gateway) owner(port uint16, host string, tls bool) *Listener {
 	var best *Listener
 	for i := range g.Listeners {
 		l := &g.Listeners[i]
-		if l.Port != port || !l.Served || l.Protocol != gatewayv1.HTTPProtocolType || !Covers(l.Hostname, host) {
+		mine := l.Protocol == gatewayv1.HTTPProtocolType
+		if tls {
+			mine = overTLS(l.Protocol)
+		}
+		if l.Port != port || !l.Served || !mine || !Covers(l.Hostname, host) {
 			continue
 		}
 		if best == nil || CompareSpecificity(l.Hostname, best.Hostname) < 0 {

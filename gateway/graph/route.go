@@ -17,7 +17,7 @@ import (
 	"github.com/sluice-mesh/sluice/mesh"
 )
 
-// Route is an HTTPRoute or GRPCRoute with its references resolved.
+// Route is a route of any kind with its references resolved.
 type Route struct {
 	Key        kube.Key
 	Generation int64
@@ -103,6 +103,7 @@ func ResolveRoute(objects Objects, o kube.Object) *Route {
 			refs = append(refs, of)
 		}
 	}
+	parents, hostnames, refs = l4Spec(o, parents, hostnames, refs)
 	var toGateway, toService bool
 	for _, ref := range parents {
 		p, ours := r.resolveParent(objects, ref, hostnames)
@@ -229,7 +230,13 @@ func (r *Route) hosts(g *Gateway, l *Listener, hostnames []gatewayv1.Hostname) [
 		if !ok {
 			continue
 		}
-		served := l.Served && (l.Protocol != gatewayv1.HTTPProtocolType || g.owner(l.Port, name) == l)
+		served := l.Served
+		switch l.Protocol {
+		case gatewayv1.HTTPProtocolType:
+			served = served && g.owner(l.Port, name, false) == l
+		case gatewayv1.TLSProtocolType:
+			served = served && g.owner(l.Port, name, true) == l
+		}
 		if i := slices.IndexFunc(hosts, func(h Host) bool { return h.Name == name }); i >= 0 {
 			if CompareSpecificity(original, hosts[i].Original) < 0 {
 				hosts[i].Original = original
@@ -255,6 +262,10 @@ func (r *Route) attachToService(objects Objects, p *Parent, name mesh.Name) {
 	}
 	if p.Ref.SectionName != nil {
 		p.refuse(r, gatewayv1.RouteReasonUnsupportedValue, "sectionName is not supported for Services; use port")
+		return
+	}
+	if isL4(r.Key.Kind) {
+		p.refuse(r, gatewayv1.RouteReasonUnsupportedValue, "%ss do not attach to Services; use a Gateway", r.Key.Kind)
 		return
 	}
 	consumer := ""
@@ -352,7 +363,7 @@ func (r *Route) resolveBackend(objects Objects, ref *gatewayv1.BackendRef, grant
 			udp = true
 			continue
 		}
-		if AppProtocol(p) == mesh.AppProtocolTLS {
+		if AppProtocol(p) == mesh.AppProtocolTLS && !isL4(r.Key.Kind) {
 			return "", gatewayv1.RouteReasonUnsupportedProtocol, fmt.Sprintf("Service %s port %d speaks TLS, which is not supported towards backends", name, *ref.Port)
 		}
 		return ClusterName(name, uint16(p.Port)), "", ""

@@ -34,6 +34,10 @@ const (
 	nameTLS           = "envoy.transport_sockets.tls"
 )
 
+// transportTLS is what Envoy's TLS inspector calls a connection that begins with a
+// ClientHello.
+const transportTLS = "tls"
+
 // keyConsumerTables is the metadata key of Listener.ConsumerTables.
 const keyConsumerTables = "consumer_tables"
 
@@ -94,7 +98,7 @@ func encodeListener(l *mesh.Listener) (*listenerv3.Listener, error) {
 			return nil, below(fmt.Sprintf("Chains[%d]", i), err)
 		}
 		m.FilterChains = append(m.FilterChains, chains...)
-		inspectTLS = inspectTLS || len(c.ServerNames) > 0
+		inspectTLS = inspectTLS || len(c.ServerNames) > 0 || c.Passthrough
 		inspectHTTP = inspectHTTP || len(chains) > 1
 	}
 	if inspectTLS {
@@ -132,6 +136,9 @@ func addInspector(m *listenerv3.Listener, name string, config proto.Message) err
 // encodeChain returns the filter chain of what c says: one for HTTP, if it has a
 // route table, and one for the rest, if it has defaults or no table.
 func encodeChain(listener string, c *mesh.Chain) ([]*listenerv3.FilterChain, error) {
+	if c.Passthrough && (len(c.Certificates) > 0 || c.RouteTable != "") {
+		return nil, at("Passthrough", "does not go with certificates or a route table")
+	}
 	defaults, err := encodeDefault(listener, c.Default)
 	if err != nil {
 		return nil, below("Default", err)
@@ -187,10 +194,13 @@ func filterChain(c *mesh.Chain, socket *corev3.TransportSocket, name string, con
 			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed},
 		}},
 	}
-	if len(c.ServerNames) > 0 || len(protocols) > 0 {
+	if len(c.ServerNames) > 0 || len(protocols) > 0 || c.Passthrough {
 		chain.FilterChainMatch = &listenerv3.FilterChainMatch{
 			ServerNames:          c.ServerNames,
 			ApplicationProtocols: protocols,
+		}
+		if c.Passthrough {
+			chain.FilterChainMatch.TransportProtocol = transportTLS
 		}
 	}
 	return chain, nil
@@ -316,6 +326,7 @@ func decodeChain(m *listenerv3.FilterChain) (mesh.Chain, error) {
 	c := mesh.Chain{
 		Name:        m.GetName(),
 		ServerNames: slices.Clone(m.GetFilterChainMatch().GetServerNames()),
+		Passthrough: m.GetFilterChainMatch().GetTransportProtocol() == transportTLS,
 	}
 	if m.GetTransportSocket() != nil {
 		tls := new(tlsv3.DownstreamTlsContext)

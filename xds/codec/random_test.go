@@ -256,7 +256,10 @@ func (r random) listener() *mesh.Listener {
 			ServerNames:  many(r, 2, func() string { return r.label() + ".example" }),
 			Certificates: many(r, 2, func() string { return r.name().String() }),
 		}
-		if r.chance(80) {
+		switch {
+		case r.chance(20):
+			c.Passthrough, c.Certificates = true, nil
+		case r.chance(80):
 			c.RouteTable = l.Name + "/" + c.Name
 		}
 		if r.chance(20) {
