@@ -5,6 +5,7 @@
 #include "socket.h"
 #include "sockops.h"
 #include "inbound.h"
+#include "host.h"
 
 /* Types that no map names, so that the generator finds them. */
 const struct {
@@ -13,6 +14,7 @@ const struct {
 	enum verdict verdict;
 	enum hook hook;
 	enum service_flags service_flags;
+	enum packet_count packet_count;
 	struct event event;
 } exported_types = {};
 

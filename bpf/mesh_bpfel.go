@@ -117,7 +117,19 @@ const (
 	MeshHookHOOK_SOCKOPS MeshHook = 4
 	MeshHookHOOK_INBOUND MeshHook = 5
 	MeshHookHOOK_GATEWAY MeshHook = 6
+	MeshHookHOOK_HOST    MeshHook = 7
 )
+
+type MeshInterface struct {
+	_        structs.HostLayout
+	Told     uint64
+	Workload uint32
+	Mac      [6]uint8
+	Pad      uint16
+	Addr4    MeshAddr
+	Addr6    MeshAddr
+	Pad2     uint32
+}
 
 type MeshLayout uint32
 
@@ -131,6 +143,13 @@ type MeshMemberKey struct {
 	Port    uint16
 	Pad     uint16
 	Service uint32
+}
+
+type MeshNeighbour struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	Mac     [6]uint8
+	HostMac [6]uint8
 }
 
 type MeshOrigin struct {
@@ -149,6 +168,16 @@ type MeshOriginKey struct {
 	ClientPort  uint32
 	Pad         uint32
 }
+
+type MeshPacketCount uint32
+
+const (
+	MeshPacketCountPACKET_REDIRECTED MeshPacketCount = 0
+	MeshPacketCountPACKET_STACK      MeshPacketCount = 1
+	MeshPacketCountPACKET_SPOOFED    MeshPacketCount = 2
+	MeshPacketCountPACKET_UNEXPECTED MeshPacketCount = 3
+	MeshPacketCountPACKET_COUNTS     MeshPacketCount = 4
+)
 
 type MeshPeer struct {
 	_            structs.HostLayout
@@ -217,10 +246,13 @@ const (
 	MeshMapHeartbeat        = "heartbeat"
 	MeshMapInbound          = "inbound"
 	MeshMapInboundSockets   = "inbound_sockets"
+	MeshMapInterfaces       = "interfaces"
 	MeshMapLost             = "lost"
 	MeshMapMembers          = "members"
+	MeshMapNeighbours       = "neighbours"
 	MeshMapOrigins          = "origins"
 	MeshMapOwnTuples        = "own_tuples"
+	MeshMapPackets          = "packets"
 	MeshMapPeers            = "peers"
 	MeshMapPending          = "pending"
 	MeshMapServices         = "services"
@@ -230,6 +262,7 @@ const (
 	MeshProgConnect6        = "connect6"
 	MeshProgGetpeername4    = "getpeername4"
 	MeshProgGetpeername6    = "getpeername6"
+	MeshProgHostIngress     = "host_ingress"
 	MeshProgInboundNode     = "inbound_node"
 	MeshProgInboundPod      = "inbound_pod"
 	MeshProgPostBind4       = "post_bind4"
@@ -245,6 +278,7 @@ const (
 	MeshVarEventWakeupBytes = "event_wakeup_bytes"
 	MeshVarExportedTypes    = "exported_types"
 	MeshVarHaveMptcp        = "have_mptcp"
+	MeshVarRedirectPeer     = "redirect_peer"
 )
 
 // LoadMesh returns the embedded CollectionSpec for Mesh.
@@ -293,6 +327,7 @@ type MeshProgramSpecs struct {
 	Connect6     *ebpf.ProgramSpec `ebpf:"connect6"`
 	Getpeername4 *ebpf.ProgramSpec `ebpf:"getpeername4"`
 	Getpeername6 *ebpf.ProgramSpec `ebpf:"getpeername6"`
+	HostIngress  *ebpf.ProgramSpec `ebpf:"host_ingress"`
 	InboundNode  *ebpf.ProgramSpec `ebpf:"inbound_node"`
 	InboundPod   *ebpf.ProgramSpec `ebpf:"inbound_pod"`
 	PostBind4    *ebpf.ProgramSpec `ebpf:"post_bind4"`
@@ -320,10 +355,13 @@ type MeshMapSpecs struct {
 	Heartbeat      *ebpf.MapSpec `ebpf:"heartbeat"`
 	Inbound        *ebpf.MapSpec `ebpf:"inbound"`
 	InboundSockets *ebpf.MapSpec `ebpf:"inbound_sockets"`
+	Interfaces     *ebpf.MapSpec `ebpf:"interfaces"`
 	Lost           *ebpf.MapSpec `ebpf:"lost"`
 	Members        *ebpf.MapSpec `ebpf:"members"`
+	Neighbours     *ebpf.MapSpec `ebpf:"neighbours"`
 	Origins        *ebpf.MapSpec `ebpf:"origins"`
 	OwnTuples      *ebpf.MapSpec `ebpf:"own_tuples"`
+	Packets        *ebpf.MapSpec `ebpf:"packets"`
 	Peers          *ebpf.MapSpec `ebpf:"peers"`
 	Pending        *ebpf.MapSpec `ebpf:"pending"`
 	Services       *ebpf.MapSpec `ebpf:"services"`
@@ -339,6 +377,7 @@ type MeshVariableSpecs struct {
 	EventWakeupBytes *ebpf.VariableSpec `ebpf:"event_wakeup_bytes"`
 	ExportedTypes    *ebpf.VariableSpec `ebpf:"exported_types"`
 	HaveMptcp        *ebpf.VariableSpec `ebpf:"have_mptcp"`
+	RedirectPeer     *ebpf.VariableSpec `ebpf:"redirect_peer"`
 }
 
 // MeshObjects contains all objects after they have been loaded into the kernel.
@@ -371,10 +410,13 @@ type MeshMaps struct {
 	Heartbeat      *ebpf.Map `ebpf:"heartbeat"`
 	Inbound        *ebpf.Map `ebpf:"inbound"`
 	InboundSockets *ebpf.Map `ebpf:"inbound_sockets"`
+	Interfaces     *ebpf.Map `ebpf:"interfaces"`
 	Lost           *ebpf.Map `ebpf:"lost"`
 	Members        *ebpf.Map `ebpf:"members"`
+	Neighbours     *ebpf.Map `ebpf:"neighbours"`
 	Origins        *ebpf.Map `ebpf:"origins"`
 	OwnTuples      *ebpf.Map `ebpf:"own_tuples"`
+	Packets        *ebpf.Map `ebpf:"packets"`
 	Peers          *ebpf.Map `ebpf:"peers"`
 	Pending        *ebpf.Map `ebpf:"pending"`
 	Services       *ebpf.Map `ebpf:"services"`
@@ -394,10 +436,13 @@ func (m *MeshMaps) Close() error {
 		m.Heartbeat,
 		m.Inbound,
 		m.InboundSockets,
+		m.Interfaces,
 		m.Lost,
 		m.Members,
+		m.Neighbours,
 		m.Origins,
 		m.OwnTuples,
+		m.Packets,
 		m.Peers,
 		m.Pending,
 		m.Services,
@@ -414,6 +459,7 @@ type MeshVariables struct {
 	EventWakeupBytes *ebpf.Variable `ebpf:"event_wakeup_bytes"`
 	ExportedTypes    *ebpf.Variable `ebpf:"exported_types"`
 	HaveMptcp        *ebpf.Variable `ebpf:"have_mptcp"`
+	RedirectPeer     *ebpf.Variable `ebpf:"redirect_peer"`
 }
 
 // MeshPrograms contains all programs after they have been loaded into the kernel.
@@ -424,6 +470,7 @@ type MeshPrograms struct {
 	Connect6     *ebpf.Program `ebpf:"connect6"`
 	Getpeername4 *ebpf.Program `ebpf:"getpeername4"`
 	Getpeername6 *ebpf.Program `ebpf:"getpeername6"`
+	HostIngress  *ebpf.Program `ebpf:"host_ingress"`
 	InboundNode  *ebpf.Program `ebpf:"inbound_node"`
 	InboundPod   *ebpf.Program `ebpf:"inbound_pod"`
 	PostBind4    *ebpf.Program `ebpf:"post_bind4"`
@@ -443,6 +490,7 @@ func (p *MeshPrograms) Close() error {
 		p.Connect6,
 		p.Getpeername4,
 		p.Getpeername6,
+		p.HostIngress,
 		p.InboundNode,
 		p.InboundPod,
 		p.PostBind4,

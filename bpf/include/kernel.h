@@ -53,6 +53,19 @@ enum {
 	BPF_SOCK_OPS_STATE_CB_FLAG = 1 << 2,
 };
 
+/* Verdicts of programs at a device. */
+enum {
+	TC_ACT_UNSPEC = -1, /* the next program, or the stack */
+	TC_ACT_SHOT = 2,
+};
+
+enum {
+	ETH_P_IP = 0x0800,
+	ETH_P_ARP = 0x0806,
+	ETH_P_IPV6 = 0x86dd,
+	BPF_F_RECOMPUTE_CSUM = 1,
+};
+
 enum {
 	BPF_TCP_ESTABLISHED = 1,
 	BPF_TCP_CLOSE = 7,
@@ -156,6 +169,27 @@ struct bpf_sk_lookup {
 	__be32 local_ip6[4];
 	__u32 local_port; /* host byte order */
 	__u32 ingress_ifindex;
+};
+
+/* The beginning of it. */
+struct __sk_buff {
+	__u32 len;
+	__u32 pkt_type;
+	__u32 mark;
+	__u32 queue_mapping;
+	__u32 protocol;
+	__u32 vlan_present;
+	__u32 vlan_tci;
+	__u32 vlan_proto;
+	__u32 priority;
+	__u32 ingress_ifindex;
+	__u32 ifindex;
+	__u32 tc_index;
+	__u32 cb[5];
+	__u32 hash;
+	__u32 tc_classid;
+	__u32 data;
+	__u32 data_end;
 };
 
 #include <bpf/bpf_helpers.h>

@@ -175,6 +175,32 @@ struct {
 	__type(value, __u32);
 } own_tuples SEC(".maps");
 
+/* The node's end of a veth pair -> whose it is. Written by forward. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct interface);
+} interfaces SEC(".maps");
+
+/* Address of a workload of this node -> how to reach it. Written by forward. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, union addr);
+	__type(value, struct neighbour);
+} neighbours SEC(".maps");
+
+/* enum packet_count -> how many. Written here, read by forward. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, PACKET_COUNTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} packets SEC(".maps");
+
 /* Events for user space; when full they are counted in lost. Pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -29,6 +29,7 @@ enum hook {
 	HOOK_SOCKOPS = 4,
 	HOOK_INBOUND = 5,
 	HOOK_GATEWAY = 6,
+	HOOK_HOST = 7,
 };
 
 /* An IPv6 address, or an IPv4 address in its mapped form ::ffff:a.b.c.d. */
@@ -167,6 +168,33 @@ struct tuple {
 	__be16 remote_port;
 };
 
+/* A workload's veth pair, by the number of the node's end. */
+struct interface {
+	__u64 told; /* ktime of its last event */
+	__u32 workload;
+	__u8 mac[6]; /* of the workload's end */
+	__u16 pad;
+	union addr addr4;
+	union addr addr6;
+	__u32 pad2;
+};
+
+/* How to reach a workload of this node. */
+struct neighbour {
+	__u32 ifindex;	  /* the node's end of its veth pair */
+	__u8 mac[6];	  /* of the workload's end */
+	__u8 host_mac[6]; /* of the node's end */
+};
+
+/* What became of packets at the node's ends of veth pairs: indexes into packets. */
+enum packet_count {
+	PACKET_REDIRECTED = 0, /* straight into the other workload's namespace */
+	PACKET_STACK = 1,      /* to the node's network stack */
+	PACKET_SPOOFED = 2,    /* dropped: the source is not the workload's */
+	PACKET_UNEXPECTED = 3, /* dropped: no IPv4, IPv6 or ARP */
+	PACKET_COUNTS = 4,
+};
+
 struct event {
 	__u64 time; /* ktime */
 	__u64 netns_cookie;
@@ -198,4 +226,6 @@ _Static_assert(sizeof(struct peer) == 44, "peer has no hidden padding");
 _Static_assert(sizeof(struct origin_key) == 32, "origin_key has no hidden padding");
 _Static_assert(sizeof(struct origin) == 32, "origin has no hidden padding");
 _Static_assert(sizeof(struct tuple) == 36, "tuple has no hidden padding");
+_Static_assert(sizeof(struct interface) == 56, "interface has no hidden padding");
+_Static_assert(sizeof(struct neighbour) == 16, "neighbour has no hidden padding");
 _Static_assert(sizeof(struct event) == 96, "event has no hidden padding");

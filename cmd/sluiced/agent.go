@@ -21,6 +21,7 @@ import (
 	"github.com/sluice-mesh/sluice/admin"
 	"github.com/sluice-mesh/sluice/admin/version"
 	"github.com/sluice-mesh/sluice/dataplane/events"
+	"github.com/sluice-mesh/sluice/dataplane/forward"
 	"github.com/sluice-mesh/sluice/dataplane/gatewayaddr"
 	"github.com/sluice-mesh/sluice/dataplane/loader"
 	"github.com/sluice-mesh/sluice/dataplane/netns"
@@ -71,6 +72,7 @@ type agent struct {
 	datapath *loader.Datapath
 	steer    *steer.Table
 	services *service.Table
+	forward  *forward.Table
 	handoff  *handoff.Server
 	gateways *gatewayaddr.Table
 	registry *workload.Registry
@@ -136,7 +138,17 @@ func runAgent(ctx context.Context, s *settings) error {
 	if err != nil {
 		return err
 	}
-	if err := a.attachNode(); err != nil {
+	node, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	defer node.Close()
+	if err := a.steer.AttachNode(node.FD()); err != nil {
+		return err
+	}
+	if a.forward, err = forward.New(forward.Config{
+		Datapath: a.datapath, Netns: node, ThroughStack: s.NodeStack, Registerer: a.reg, Logger: component("forward"),
+	}); err != nil {
 		return err
 	}
 
@@ -227,16 +239,6 @@ func runAgent(ctx context.Context, s *settings) error {
 		return nil
 	})
 	return g.Wait()
-}
-
-// attachNode attaches the gateways' program to the namespace that the agent runs in.
-func (a *agent) attachNode() error {
-	ns, err := netns.Current()
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	return a.steer.AttachNode(ns.FD())
 }
 
 // localNames are this node's own workloads, by number and by address. They are
@@ -337,8 +339,15 @@ func (h workloadHooks) OnAdd(_ context.Context, s *workload.Sandbox) error {
 			w.Addr6 = addr
 		}
 	}
-	if err := h.steer.Enrol(w); err != nil {
+	host, own := s.HardwareAddrs()
+	if err := h.forward.Add(forward.Interface{
+		Workload: s.Index, Name: s.Spec.Name, NetnsCookie: s.NetnsCookie, HostIfindex: s.HostIfindex,
+		HostMAC: host, MAC: own, Addresses: s.Addresses,
+	}); err != nil {
 		return err
+	}
+	if err := h.steer.Enrol(w); err != nil {
+		return errors.Join(err, h.forward.Remove(s.Index, s.NetnsCookie))
 	}
 	h.names.add(s)
 	h.handoff.AddWorkload(handoff.Workload{Index: s.Index, Name: s.Spec.Name, Netns: filepath.Base(s.NetnsPath)})
@@ -358,6 +367,9 @@ func (h workloadHooks) OnRemove(s *workload.Sandbox) {
 	h.handoff.RemoveWorkload(handoff.Workload{Index: s.Index, Name: s.Spec.Name, Netns: filepath.Base(s.NetnsPath)})
 	if err := h.steer.Withdraw(s.Index); err != nil {
 		h.logger.Error("a workload stays enrolled in the kernel", "workload", s.Spec.Name, "error", err)
+	}
+	if err := h.forward.Remove(s.Index, s.NetnsCookie); err != nil {
+		h.logger.Error("a workload's interface stays in the kernel", "workload", s.Spec.Name, "error", err)
 	}
 	h.names.remove(s)
 }

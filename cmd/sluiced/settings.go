@@ -43,6 +43,7 @@ type settings struct {
 	ProxyMetrics     string         `json:"proxy-metrics"`
 	Drain            time.Duration  `json:"drain"`
 	AllowHostSysctl  bool           `json:"allow-host-sysctl,omitempty"`
+	NodeStack        bool           `json:"node-stack,omitempty"`
 }
 
 // defaultSettings returns what holds for a node of which nothing is said.
@@ -87,6 +88,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.ProxyMetrics, "proxy-metrics", s.ProxyMetrics, "address of the proxy's metrics; empty: none")
 	f.DurationVar(&s.Drain, "drain", s.Drain, "how long connections may go on when the proxy stops")
 	f.BoolVar(&s.AllowHostSysctl, "allow-host-sysctl", s.AllowHostSysctl, "turn on IP forwarding although this is the machine's own network namespace")
+	f.BoolVar(&s.NodeStack, "node-stack", s.NodeStack, "have packets between workloads of this node pass its network stack (netfilter rules, captures) instead of going from one to the other directly")
 }
 
 // validate says which setting is wrong and what would be right.

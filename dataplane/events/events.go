@@ -174,6 +174,7 @@ var hookTexts = map[bpf.MeshHook]string{
 	bpf.MeshHookHOOK_SOCKOPS: "sockops",
 	bpf.MeshHookHOOK_INBOUND: "inbound",
 	bpf.MeshHookHOOK_GATEWAY: "gateway",
+	bpf.MeshHookHOOK_HOST:    "packet",
 }
 
 // parse decodes an event as the programs write it.

@@ -48,13 +48,15 @@ func (d *Datapath) hooks() []hook {
 const (
 	nodePin      = "inbound_node"
 	podPinPrefix = "inbound_pod_"
+
+	hostPinPrefix = "host_"
 )
 
 // Attach puts the programs into the pinned links of an earlier process and makes
 // the links that are absent. Call it once the maps hold a full state.
 //
-// Links in namespaces are moved too; those whose namespace is gone are removed, and
-// so are the maps of older layouts.
+// Links in namespaces and at interfaces are moved too; those whose namespace or
+// interface is gone are removed, and so are the maps of older layouts.
 func (d *Datapath) Attach() error {
 	for _, h := range d.hooks() {
 		if err := d.attachCgroup(h); err != nil {
@@ -72,10 +74,12 @@ func (d *Datapath) Attach() error {
 			program = d.objects.InboundNode
 		case strings.HasPrefix(name, podPinPrefix) && !strings.HasSuffix(name, unfinished):
 			program = d.objects.InboundPod
+		case strings.HasPrefix(name, hostPinPrefix) && !strings.HasSuffix(name, unfinished):
+			program = d.objects.HostIngress
 		default:
 			continue
 		}
-		if err := moveNetns(path, program); err != nil {
+		if err := moveLink(path, program); err != nil {
 			return fmt.Errorf("replace the program of %s: %w", path, err)
 		}
 	}
@@ -102,13 +106,56 @@ func (d *Datapath) AttachPod(cookie uint64, netns int) error {
 
 // DetachPod detaches the inbound program from the namespace with the cookie. It is
 // no error if nothing is attached.
-func (d *Datapath) DetachPod(cookie uint64) error {
-	path := d.linkPin(podPin(cookie))
+func (d *Datapath) DetachPod(cookie uint64) error { return d.detach(podPin(cookie)) }
+
+func (d *Datapath) detach(pin string) error {
+	path := d.linkPin(pin)
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return removeLink(path)
 }
+
+// AttachHost attaches the program for what a workload sends to the node's end of its
+// veth pair. cookie is that of the workload's namespace; the interface is one of
+// the calling thread's namespace. It is link.ErrNotSupported before Linux 6.6.
+func (d *Datapath) AttachHost(cookie uint64, ifindex int) error {
+	if err := d.attachTCX(d.linkPin(hostPin(cookie)), ifindex); err != nil {
+		return fmt.Errorf("attach the program for packets to interface %d: %w", ifindex, err)
+	}
+	return nil
+}
+
+func (d *Datapath) attachTCX(path string, ifindex int) error {
+	old, err := openLink(path)
+	if err != nil {
+		return err
+	}
+	if old != nil {
+		defer old.Close()
+		info, err := old.Info()
+		if err != nil {
+			return fmt.Errorf("query the pinned link: %w", err)
+		}
+		// An interface that is gone has the number 0 here.
+		if at := info.TCX(); at != nil && int(at.Ifindex) == ifindex {
+			return old.Update(d.objects.HostIngress)
+		}
+	}
+	made, err := link.AttachTCX(link.TCXOptions{
+		Interface: ifindex, Program: d.objects.HostIngress, Attach: ebpf.AttachTCXIngress,
+	})
+	if err != nil {
+		return err
+	}
+	defer made.Close()
+	return pinOver(made, path)
+}
+
+// DetachHost undoes AttachHost. It is no error if nothing is attached.
+func (d *Datapath) DetachHost(cookie uint64) error { return d.detach(hostPin(cookie)) }
+
+func hostPin(cookie uint64) string { return fmt.Sprintf("%s%d", hostPinPrefix, cookie) }
 
 func podPin(cookie uint64) string { return fmt.Sprintf("%s%d", podPinPrefix, cookie) }
 
@@ -171,9 +218,9 @@ func (d *Datapath) attachNetns(name string, netns int, program *ebpf.Program) er
 	return pinOver(made, path)
 }
 
-// moveNetns replaces the program of a pinned link, or removes the link if its
-// namespace is gone.
-func moveNetns(path string, program *ebpf.Program) error {
+// moveLink replaces the program of a pinned link, or removes the link if what it was
+// attached to is gone.
+func moveLink(path string, program *ebpf.Program) error {
 	l, err := openLink(path)
 	if err != nil || l == nil {
 		return err

@@ -132,7 +132,7 @@ type sizeField struct {
 
 func (s *Sizes) fields() []sizeField {
 	return []sizeField{
-		{"Workloads", &s.Workloads, []string{bpf.MeshMapWorkloads}},
+		{"Workloads", &s.Workloads, []string{bpf.MeshMapWorkloads, bpf.MeshMapInterfaces}},
 		{"Services", &s.Services, []string{bpf.MeshMapServices}},
 		{"Endpoints", &s.Endpoints, []string{bpf.MeshMapEndpoints, bpf.MeshMapMembers}},
 		{"Affinity", &s.Affinity, []string{bpf.MeshMapAffinities}},
@@ -178,6 +178,7 @@ func Load(cfg Config) (*Datapath, error) {
 	}
 	// Each workload has an address of each family.
 	spec.Maps[bpf.MeshMapAddresses].MaxEntries = 2 * cfg.Sizes.Workloads
+	spec.Maps[bpf.MeshMapNeighbours].MaxEntries = 2 * cfg.Sizes.Workloads
 
 	d := &Datapath{cfg: cfg}
 	pinned, err := d.openMaps(spec)
@@ -295,6 +296,20 @@ func (d *Datapath) SetVerdictEvents(on bool) error {
 	}
 	if err := d.objects.EventVerdicts.Set(value); err != nil {
 		return fmt.Errorf("set the programs' events: %w", err)
+	}
+	return nil
+}
+
+// SetRedirectPeer says whether packets between workloads of this node bypass its
+// network stack. They do by default. It takes effect at once for the programs loaded
+// by this process.
+func (d *Datapath) SetRedirectPeer(on bool) error {
+	var value uint32
+	if on {
+		value = 1
+	}
+	if err := d.objects.RedirectPeer.Set(value); err != nil {
+		return fmt.Errorf("set how packets between workloads go: %w", err)
 	}
 	return nil
 }

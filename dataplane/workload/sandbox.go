@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -76,6 +77,10 @@ func (s *Sandbox) ListenerFDs() []Socket {
 	defer s.mu.Unlock()
 	return slices.Clone(s.sockets)
 }
+
+// HardwareAddrs returns the hardware addresses of the node's end of the veth pair and
+// of the workload's.
+func (s *Sandbox) HardwareAddrs() (host, pod net.HardwareAddr) { return hardwareAddrs(s.Spec.Name) }
 
 // Ready reports whether the workload's command was started.
 func (s *Sandbox) Ready() bool {

@@ -26,6 +26,14 @@ const (
 	ReasonListenerClosed Reason = 6
 	// ReasonBindReserved: a workload tried to bind a port of the node proxy.
 	ReasonBindReserved Reason = 7
+	// ReasonSpoofedSource: a packet left a workload with an address, IP or hardware,
+	// that is not the workload's.
+	ReasonSpoofedSource Reason = 8
+	// ReasonUnexpectedFrame: a packet left a workload that is no IPv4, IPv6 or ARP.
+	ReasonUnexpectedFrame Reason = 9
+	// ReasonNoLocalEndpoint: the service's traffic policy is Local, and none of its
+	// endpoints is on this node.
+	ReasonNoLocalEndpoint Reason = 10
 
 	// ReasonNoOriginalDestination: a connection reached the node proxy without
 	// having been steered there.
@@ -81,6 +89,9 @@ var reasonTexts = map[Reason]string{
 	ReasonMapFull:               "map-full",
 	ReasonListenerClosed:        "listener-closed",
 	ReasonBindReserved:          "bind-reserved",
+	ReasonSpoofedSource:         "spoofed-source",
+	ReasonUnexpectedFrame:       "unexpected-frame",
+	ReasonNoLocalEndpoint:       "no-local-endpoint",
 	ReasonNoOriginalDestination: "no-original-destination",
 	ReasonNoRoute:               "no-route",
 	ReasonNoBackend:             "no-backend",
