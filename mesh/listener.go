@@ -33,6 +33,9 @@ type Listener struct {
 	// ConsumerTables maps a client's namespace to the route table that applies to
 	// it in place of the chain's (consumer routes, GEP-1426). Nil on gateways.
 	ConsumerTables map[string]string
+	// ClientCertificate names the Secret ("namespace/name") whose certificate the proxy
+	// shows to endpoints that are connected to over TLS, or is empty.
+	ClientCertificate string
 }
 
 // Chain says how the connections of a listener are spoken with.
@@ -45,6 +48,8 @@ type Chain struct {
 	// Certificates name the Secrets ("namespace/name") to terminate TLS with, the
 	// first is the default. Empty: plain text.
 	Certificates []string
+	// Clients says which certificates clients must have; nil: they are not asked for one.
+	Clients *ClientValidation
 	// Passthrough says that the chain takes TLS connections and carries them to
 	// Default as they are.
 	Passthrough bool

@@ -162,6 +162,8 @@ type Cluster struct {
 	Service  Name
 	Port     uint16
 	Protocol AppProtocol // AppProtocolUnknown: as the client spoke
+	// TLS says how connections to the endpoints are encrypted; nil: not by the proxy.
+	TLS *UpstreamTLS
 	// Hostname is the DNS name whose addresses are the endpoints (ExternalName), or
 	// empty: they come as ClusterEndpoints.
 	Hostname string

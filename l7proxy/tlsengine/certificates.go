@@ -2,9 +2,11 @@ package tlsengine
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -89,7 +91,7 @@ func (c *Certificates) upsert(l *mesh.Listener) {
 		}
 		for _, o := range old {
 			if o.cfg != nil && o.Name == n.Name && o.RouteTable == n.RouteTable &&
-				slices.Equal(o.Certificates, n.Certificates) && slices.Equal(o.ServerNames, n.ServerNames) {
+				slices.Equal(o.Certificates, n.Certificates) && slices.Equal(o.ServerNames, n.ServerNames) && reflect.DeepEqual(o.Clients, n.Clients) {
 				chains[i].cfg = o.cfg
 			}
 		}
@@ -181,6 +183,9 @@ func (c *Certificates) config(n *mesh.Chain) *tls.Config {
 			return c.choose(n.Certificates, hello)
 		},
 	}
+	if n.Clients != nil {
+		validateClients(cfg, n.Clients)
+	}
 	if n.RouteTable != "" {
 		cfg.NextProtos = []string{"h2", "http/1.1"}
 	}
@@ -193,6 +198,20 @@ func (c *Certificates) config(n *mesh.Chain) *tls.Config {
 		return nil, nil
 	}
 	return cfg
+}
+
+// validateClients has a handshake ask for the client's certificate, and check it. Tickets
+// hold what was verified; their keys live as long as the settings, so that a session
+// never outlives the authorities that it was verified with.
+func validateClients(cfg *tls.Config, v *mesh.ClientValidation) {
+	if v.Optional {
+		cfg.ClientAuth = tls.RequestClientCert
+		return
+	}
+	cfg.ClientAuth = tls.RequireAndVerifyClientCert
+	// Without a usable authority the pool is empty, and nobody is let in.
+	cfg.ClientCAs = x509.NewCertPool()
+	cfg.ClientCAs.AppendCertsFromPEM(v.RootsPEM)
 }
 
 // choose returns the first of the named certificates that the client can verify and

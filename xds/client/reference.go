@@ -25,6 +25,9 @@ func references(r mesh.Resource) []mesh.Ref {
 			}
 			clusters(c.Default)
 		}
+		if r.ClientCertificate != "" {
+			out = append(out, mesh.Ref{Kind: mesh.KindCertificate, Key: r.ClientCertificate})
+		}
 		for _, table := range r.ConsumerTables {
 			out = append(out, mesh.Ref{Kind: mesh.KindVirtualHost, Key: table + "/*"})
 		}

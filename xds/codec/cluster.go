@@ -77,6 +77,11 @@ func encodeCluster(c *mesh.Cluster) (*clusterv3.Cluster, error) {
 			return nil, below("Hostname", err)
 		}
 	}
+	if c.TLS != nil {
+		if m.TransportSocket, err = encodeUpstreamTLS(c.TLS); err != nil {
+			return nil, below("TLS", err)
+		}
+	}
 	options := new(httpv3.HttpProtocolOptions)
 	fields := map[string]*structpb.Value{}
 	if err := encodePolicy(&c.Policy, m, options, fields); err != nil {
@@ -138,6 +143,11 @@ func decodeCluster(m *clusterv3.Cluster) (*mesh.Cluster, error) {
 	if m.GetType() == clusterv3.Cluster_STRICT_DNS {
 		if c.Hostname, err = decodeHostname(m); err != nil {
 			return nil, err
+		}
+	}
+	if m.GetTransportSocket() != nil {
+		if c.TLS, err = decodeUpstreamTLS(m.GetTransportSocket()); err != nil {
+			return nil, below("transport_socket", err)
 		}
 	}
 	options := new(httpv3.HttpProtocolOptions)

@@ -41,6 +41,10 @@ const transportTLS = "tls"
 // keyConsumerTables is the metadata key of Listener.ConsumerTables.
 const keyConsumerTables = "consumer_tables"
 
+// keyClientCertificate is that of Listener.ClientCertificate. Envoy has the certificate
+// in each cluster, and a cluster is not of one Gateway.
+const keyClientCertificate = "client_certificate"
+
 // httpProtocols are what Envoy's inspectors call HTTP. A chain that serves both HTTP
 // and other connections becomes two filter chains, the first with these.
 var httpProtocols = []string{"http/1.0", "http/1.1", "h2c"}
@@ -111,12 +115,19 @@ func encodeListener(l *mesh.Listener) (*listenerv3.Listener, error) {
 			return nil, err
 		}
 	}
+	fields := map[string]*structpb.Value{}
+	if l.ClientCertificate != "" {
+		fields[keyClientCertificate] = structpb.NewStringValue(l.ClientCertificate)
+	}
 	if len(l.ConsumerTables) > 0 {
 		tables := &structpb.Struct{Fields: map[string]*structpb.Value{}}
 		for namespace, table := range l.ConsumerTables {
 			tables.Fields[namespace] = structpb.NewStringValue(table)
 		}
-		m.Metadata = metadata(map[string]*structpb.Value{keyConsumerTables: structpb.NewStructValue(tables)})
+		fields[keyConsumerTables] = structpb.NewStructValue(tables)
+	}
+	if len(fields) > 0 {
+		m.Metadata = metadata(fields)
 	}
 	return m, nil
 }
@@ -136,6 +147,9 @@ func addInspector(m *listenerv3.Listener, name string, config proto.Message) err
 // encodeChain returns the filter chain of what c says: one for HTTP, if it has a
 // route table, and one for the rest, if it has defaults or no table.
 func encodeChain(listener string, c *mesh.Chain) ([]*listenerv3.FilterChain, error) {
+	if len(c.Certificates) == 0 && c.Clients != nil {
+		return nil, at("Clients", "does not go without certificates")
+	}
 	if c.Passthrough && (len(c.Certificates) > 0 || c.RouteTable != "") {
 		return nil, at("Passthrough", "does not go with certificates or a route table")
 	}
@@ -218,7 +232,11 @@ func encodeTLS(c *mesh.Chain) (*corev3.TransportSocket, error) {
 		common.TlsCertificateSdsSecretConfigs = append(common.TlsCertificateSdsSecretConfigs,
 			&tlsv3.SdsSecretConfig{Name: name, SdsConfig: fromADS()})
 	}
-	packed, err := pack(&tlsv3.DownstreamTlsContext{CommonTlsContext: common})
+	context := &tlsv3.DownstreamTlsContext{CommonTlsContext: common}
+	if err := encodeClients(c.Clients, context); err != nil {
+		return nil, err
+	}
+	packed, err := pack(context)
 	if err != nil {
 		return nil, err
 	}
@@ -313,6 +331,7 @@ func decodeListener(m *listenerv3.Listener) (*mesh.Listener, error) {
 		}
 		l.Chains = append(l.Chains, c)
 	}
+	l.ClientCertificate = metadataFields(m.GetMetadata())[keyClientCertificate].GetStringValue()
 	if tables := metadataFields(m.GetMetadata())[keyConsumerTables].GetStructValue().GetFields(); len(tables) > 0 {
 		l.ConsumerTables = make(map[string]string, len(tables))
 		for namespace, table := range maps.All(tables) {
@@ -336,6 +355,7 @@ func decodeChain(m *listenerv3.FilterChain) (mesh.Chain, error) {
 		for _, s := range tls.GetCommonTlsContext().GetTlsCertificateSdsSecretConfigs() {
 			c.Certificates = append(c.Certificates, s.GetName())
 		}
+		c.Clients = decodeClients(tls)
 	}
 	if len(m.GetFilters()) != 1 {
 		return c, at("filters", "%d filters, want one", len(m.GetFilters()))

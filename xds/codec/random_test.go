@@ -152,7 +152,30 @@ func (r random) cluster() *mesh.Cluster {
 	if r.chance(60) {
 		c.Policy = r.policy(c.Protocol)
 	}
+	if r.chance(30) {
+		c.TLS = r.upstreamTLS()
+	}
 	return c
+}
+
+func (r random) upstreamTLS() *mesh.UpstreamTLS {
+	t := &mesh.UpstreamTLS{ServerName: r.label() + ".example"}
+	switch r.IntN(3) {
+	case 0:
+		t.SystemRoots = true
+	case 1:
+		t.RootsPEM = []byte(r.label())
+	}
+	t.SubjectAltNames = many(r, 3, func() mesh.SubjectAltName {
+		switch r.IntN(3) {
+		case 0:
+			return mesh.SubjectAltName{URI: "spiffe://example.org/" + r.label()}
+		case 1:
+			return mesh.SubjectAltName{DNS: "*." + r.label() + ".test"}
+		}
+		return mesh.SubjectAltName{DNS: r.label() + ".test"}
+	})
+	return t
 }
 
 func (r random) policy(protocol mesh.AppProtocol) mesh.BackendPolicy {
@@ -265,8 +288,14 @@ func (r random) listener() *mesh.Listener {
 		if r.chance(20) {
 			c.Default = r.rawClusters()
 		}
+		if len(c.Certificates) > 0 && r.chance(30) {
+			c.Clients = &mesh.ClientValidation{RootsPEM: []byte(r.label()), Optional: r.chance(50)}
+		}
 		return c
 	})
+	if r.chance(20) {
+		l.ClientCertificate = r.name().String()
+	}
 	return l
 }
 
