@@ -938,6 +938,9 @@ func (t *Translator) routeStatus(key kube.Key, s *routeState) *gatewayv1.RouteSt
 					"Dropped Rule(s), whose requests are answered with 500: "+droppedText(s.dropped[side])))
 			}
 		}
+		if _, err := compile.Tracing(s.route.Object); err != nil {
+			accepted.Message += fmt.Sprintf("; the node's default share of requests is traced: %v", err)
+		}
 		out.Parents = append(out.Parents, gatewayv1.RouteParentStatus{
 			ParentRef: p.Ref, ControllerName: gatewayv1.GatewayController(t.cfg.Controller),
 			Conditions: append([]metav1.Condition{accepted, resolved}, partial...),

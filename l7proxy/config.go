@@ -11,6 +11,7 @@ import (
 
 	"github.com/sluice-mesh/sluice/l7proxy/route"
 	"github.com/sluice-mesh/sluice/l7proxy/tlsengine"
+	"github.com/sluice-mesh/sluice/l7proxy/trace"
 	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/mesh/store"
 	"github.com/sluice-mesh/sluice/observe/flow"
@@ -82,6 +83,8 @@ type Config struct {
 	AdmitFlow func() bool
 	// AccessLog may be nil.
 	AccessLog AccessLog
+	// Tracer makes spans of requests; nil: trace context passes through unchanged.
+	Tracer *trace.Tracer
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer

@@ -9,6 +9,7 @@ import (
 	"github.com/sluice-mesh/sluice/l7proxy/loop"
 	"github.com/sluice-mesh/sluice/l7proxy/message"
 	"github.com/sluice-mesh/sluice/l7proxy/route"
+	"github.com/sluice-mesh/sluice/l7proxy/trace"
 	"github.com/sluice-mesh/sluice/l7proxy/upstream"
 	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/observe/flow"
@@ -101,6 +102,9 @@ type exchange struct {
 	responded bool // the final head was written
 	upgraded  bool
 
+	span        *trace.Request // nil: not recorded
+	traceParent []byte         // the field's value, if it is the proxy's
+
 	deadline loop.Timer // of the request
 	pause    loop.Timer // of the try, of a backoff, of a wait for configuration
 	idle     loop.Timer
@@ -182,6 +186,7 @@ func (x *exchange) decide() {
 	if !x.decided {
 		x.decided = true
 		x.forwardedFields()
+		x.traceBegin()
 		filter.Request(&x.head, x.rule.Rule, x.backend, &x.scratch)
 		if t := x.rule.Timeouts.Request; t > 0 && x.reqEnded {
 			x.w.loop.SetTimer(&x.deadline, x.started+int64(t))
@@ -377,6 +382,7 @@ func (x *exchange) try() {
 
 // connect gets a connection to x.endpoint; pooled says whether a used one will do.
 func (x *exchange) connect(pooled bool) {
+	x.traceTry()
 	pool := x.endpoint.Pool(x.d.workload, x.upstreamProtocol())
 	if pooled {
 		if c := pool.Get(); c != nil {
@@ -547,6 +553,9 @@ func (x *exchange) response(h *message.Head) {
 		x.down.respond(h)
 		return
 	}
+	if x.span != nil {
+		x.span.Answered(h.Status)
+	}
 	if x.retryCode(h.Status) && x.repeatable() {
 		x.status = h.Status
 		x.abandon()
@@ -604,6 +613,7 @@ func (x *exchange) tryFailed(reason flow.Reason, unsent, silent bool) {
 		return
 	}
 	x.uncount()
+	x.traceTryEnd(reason)
 	if x.responded {
 		x.reason = reason
 		x.down.abort()
@@ -713,6 +723,7 @@ func (x *exchange) abandon() {
 	}
 	x.w.loop.StopTimer(&x.pause)
 	x.uncount()
+	x.traceTryEnd(x.reason)
 }
 
 func (x *exchange) uncount() {
@@ -750,6 +761,7 @@ func (x *exchange) OnTimer(t *loop.Timer) {
 		}
 	default:
 		retry := x.rule.Retry != nil && (len(x.rule.Retry.Codes) == 0 || x.retryCode(504)) && x.repeatable() && !x.responded
+		x.traceTryEnd(flow.ReasonBackendTimeout)
 		x.abandon()
 		if retry {
 			x.backoff()
@@ -761,6 +773,7 @@ func (x *exchange) OnTimer(t *loop.Timer) {
 }
 
 func (x *exchange) timeout(reason flow.Reason) {
+	x.traceTryEnd(reason)
 	x.abandon()
 	if x.responded {
 		x.reason = reason

@@ -55,8 +55,11 @@ func (x *exchange) record() {
 	w.metrics.bytesIn[d.journey].Add(float64(x.bytesIn))
 	w.metrics.bytesOut[d.journey].Add(float64(x.bytesOut))
 	cfg := &w.proxy.cfg
+	if x.reason != flow.ReasonNone {
+		x.traceRefused()
+	}
 	wanted := cfg.Flows != nil && (x.reason != flow.ReasonNone || cfg.AdmitFlow == nil || cfg.AdmitFlow())
-	if !wanted && cfg.AccessLog == nil {
+	if !wanted && cfg.AccessLog == nil && x.span == nil {
 		return
 	}
 	f := &w.record
@@ -74,9 +77,13 @@ func (x *exchange) record() {
 	f.http.Tries = x.tries
 	if x.rule != nil {
 		f.http.Route = rm.route
-		f.http.Rule = x.rule.RuleIndex
+		f.http.Rule, f.http.RuleName = x.rule.RuleIndex, x.rule.RuleName
 	}
+	f.http.TraceID = x.traceID()
 	w.report(&f.Flow, wanted)
+	if x.span != nil {
+		x.traceEnd(&f.Flow)
+	}
 }
 
 // recordConn counts and reports a connection that ended and was no HTTP.

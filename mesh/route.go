@@ -45,6 +45,8 @@ type Rule struct {
 	Clusters []WeightedCluster
 	Timeouts Timeouts
 	Retry    *Retry
+	// Tracing is nil where the node's default holds.
+	Tracing *Tracing
 }
 
 // MatchKind says how a path, header or query value is compared.

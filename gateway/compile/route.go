@@ -45,13 +45,21 @@ type Dropped struct {
 // Route compiles the rules of a route. Each match becomes a rule, in the order of
 // the object.
 func Route(o kube.Object, backends graph.Backends) ([]Rule, []Dropped) {
+	var rules []Rule
+	var dropped []Dropped
 	switch o := o.(type) {
 	case *gatewayv1.HTTPRoute:
-		return httpRoute(o, backends.Clusters)
+		rules, dropped = httpRoute(o, backends.Clusters)
 	case *gatewayv1.GRPCRoute:
-		return grpcRoute(o, backends.Clusters)
+		rules, dropped = grpcRoute(o, backends.Clusters)
 	}
-	return nil, nil
+	// What is wrong with the annotation is said in the route's status.
+	if tracing, err := Tracing(o); err == nil && tracing != nil {
+		for i := range rules {
+			rules[i].Tracing = tracing
+		}
+	}
+	return rules, dropped
 }
 
 func httpRoute(o *gatewayv1.HTTPRoute, clusters [][]string) (rules []Rule, dropped []Dropped) {

@@ -88,7 +88,13 @@ type HTTP struct {
 	// no route matched.
 	Route string `json:"route,omitempty"`
 	Rule  int    `json:"rule,omitempty"`
-	Tries int    `json:"tries,omitempty"`
+	// RuleName is the rule's own name, if it has one.
+	RuleName string `json:"rule_name,omitempty"`
+	// Tries is how often the request was offered to an endpoint; those beyond the
+	// first are retries. Destination is the endpoint of the last one.
+	Tries int `json:"tries,omitempty"`
+	// TraceID is the trace of the request (W3C Trace Context), zero if it has none.
+	TraceID TraceID `json:"trace_id,omitzero"`
 }
 
 // DNS is a query and its answer.

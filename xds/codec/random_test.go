@@ -337,6 +337,9 @@ func (r random) rule() mesh.Rule {
 	if r.chance(30) {
 		rule.RuleName = r.label()
 	}
+	if r.chance(30) {
+		rule.Tracing = &mesh.Tracing{Sampling: mesh.PerMillion(r.Uint32N(uint32(mesh.AllPerMillion) + 1))}
+	}
 	switch r.IntN(5) {
 	case 0:
 		rule.Filters = r.filters(true, false)

@@ -184,6 +184,9 @@ func encodeRule(r *mesh.Rule) (*routev3.Route, error) {
 	if !filters.canonical() {
 		fields[keyFilters] = textList(filters.order)
 	}
+	if m.Tracing, err = encodeTracing(r.Tracing); err != nil {
+		return nil, below("Tracing", err)
+	}
 	m.Metadata = metadata(fields)
 	return m, nil
 }
@@ -223,6 +226,9 @@ func decodeRule(m *routev3.Route) (mesh.Rule, error) {
 	var err error
 	if r.Match, err = decodeMatch(m.GetMatch()); err != nil {
 		return r, below("match", err)
+	}
+	if r.Tracing, err = decodeTracing(m.GetTracing()); err != nil {
+		return r, below("tracing", err)
 	}
 	fields := metadataFields(m.GetMetadata())
 	filters := filterSet{
