@@ -17,6 +17,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/sluice-mesh/sluice/admin/loglevel"
+	"github.com/sluice-mesh/sluice/l7proxy/trace"
+	"github.com/sluice-mesh/sluice/mesh"
 )
 
 // settings are everything that a person can set. All processes of a node run
@@ -39,6 +41,9 @@ type settings struct {
 	LogFormat        string         `json:"log-format"`
 	AccessLog        string         `json:"access-log,omitempty"`
 	AccessLogFormat  string         `json:"access-log-format"`
+	TraceEndpoint    string         `json:"trace-endpoint,omitempty"`
+	TraceProtocol    string         `json:"trace-protocol"`
+	TraceSampling    string         `json:"trace-sampling"`
 	AgentMetrics     string         `json:"agent-metrics"`
 	ProxyMetrics     string         `json:"proxy-metrics"`
 	Drain            time.Duration  `json:"drain"`
@@ -58,6 +63,7 @@ func defaultSettings() settings {
 		ServiceCIDRs:  []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd96::/112")},
 		ClusterDomain: "cluster.local", ProxyUser: 65532,
 		LogLevel: "info", LogFormat: "text", AccessLogFormat: "json",
+		TraceProtocol: "grpc", TraceSampling: "1",
 		AgentMetrics: ":9962", ProxyMetrics: ":9964", Drain: 5 * time.Second,
 	}
 	if root, ok := cgroup2Mount(); ok {
@@ -84,6 +90,9 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.LogFormat, "log-format", s.LogFormat, "text or json")
 	f.StringVar(&s.AccessLog, "access-log", s.AccessLog, "file for the access log, - for standard output; empty: none")
 	f.StringVar(&s.AccessLogFormat, "access-log-format", s.AccessLogFormat, "json or text")
+	f.StringVar(&s.TraceEndpoint, "trace-endpoint", s.TraceEndpoint, "OTLP receiver of traces, as a URL (http://127.0.0.1:4317, or https for TLS); empty: no spans, and trace context passes unchanged")
+	f.StringVar(&s.TraceProtocol, "trace-protocol", s.TraceProtocol, "grpc or http: how OTLP is carried")
+	f.StringVar(&s.TraceSampling, "trace-sampling", s.TraceSampling, "percentage of the requests without a caller's trace that start one; a route's annotation sluice.dev/trace-sampling wins, a caller's own decision is kept")
 	f.StringVar(&s.AgentMetrics, "agent-metrics", s.AgentMetrics, "address of the agent's metrics; empty: none")
 	f.StringVar(&s.ProxyMetrics, "proxy-metrics", s.ProxyMetrics, "address of the proxy's metrics; empty: none")
 	f.DurationVar(&s.Drain, "drain", s.Drain, "how long connections may go on when the proxy stops")
@@ -147,6 +156,16 @@ func (s *settings) validate() error {
 	}
 	if s.AccessLogFormat != "text" && s.AccessLogFormat != "json" {
 		bad("access-log-format", "%q is neither text nor json", s.AccessLogFormat)
+	}
+	if s.TraceEndpoint != "" {
+		if err := trace.ValidateEndpoint(s.TraceEndpoint, trace.Protocol(s.TraceProtocol)); err != nil {
+			bad("trace-endpoint", "%v", err)
+		}
+	} else if p := trace.Protocol(s.TraceProtocol); p != trace.GRPC && p != trace.HTTP {
+		bad("trace-protocol", "%q is neither grpc nor http", s.TraceProtocol)
+	}
+	if _, err := mesh.ParsePercentage(s.TraceSampling); err != nil {
+		bad("trace-sampling", "%q: %v", s.TraceSampling, err)
 	}
 	if s.ProxyUser <= 0 {
 		bad("proxy-user", "must not be root")

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-mesh/sluice/admin"
+	"github.com/sluice-mesh/sluice/admin/version"
 	"github.com/sluice-mesh/sluice/dataplane/steer"
 	"github.com/sluice-mesh/sluice/handoff"
 	"github.com/sluice-mesh/sluice/l7proxy"
@@ -27,6 +28,7 @@ import (
 	"github.com/sluice-mesh/sluice/l7proxy/route"
 	"github.com/sluice-mesh/sluice/l7proxy/sockets"
 	"github.com/sluice-mesh/sluice/l7proxy/tlsengine"
+	"github.com/sluice-mesh/sluice/l7proxy/trace"
 	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/mesh/store"
 	"github.com/sluice-mesh/sluice/observe/feed"
@@ -147,6 +149,19 @@ func runWorker(ctx context.Context, s *settings) error {
 	if access != nil {
 		cfg.AccessLog = access
 	}
+	if s.TraceEndpoint != "" {
+		share, err := mesh.ParsePercentage(s.TraceSampling)
+		if err != nil {
+			return err
+		}
+		cfg.Tracer, err = trace.New(trace.Config{
+			Endpoint: s.TraceEndpoint, Protocol: trace.Protocol(s.TraceProtocol), Sampling: share,
+			Node: s.NodeName, Version: version.Get().String(), Logger: component("trace"), Registerer: reg,
+		})
+		if err != nil {
+			return err
+		}
+	}
 	if w.proxy, err = l7proxy.New(cfg); err != nil {
 		return err
 	}
@@ -180,6 +195,9 @@ func runWorker(ctx context.Context, s *settings) error {
 	g.Go(func() error { return w.xds.Run(run) })
 	g.Go(func() error { return sender.Run(run) })
 	g.Go(func() error { return accessRun(run) })
+	if cfg.Tracer != nil {
+		g.Go(func() error { return cfg.Tracer.Run(run) })
+	}
 	g.Go(func() error { return w.proxy.Run(run) })
 	g.Go(func() error { return w.dns.Run(run) })
 	g.Go(func() error { return adminServer.Run(run) })

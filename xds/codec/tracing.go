@@ -22,13 +22,10 @@ func encodeTracing(t *mesh.Tracing) (*routev3.Tracing, error) {
 }
 
 func decodeTracing(m *routev3.Tracing) (*mesh.Tracing, error) {
-	if m == nil {
-		return nil, nil
-	}
 	p := m.GetRandomSampling()
 	switch {
 	case p == nil:
-		return nil, at("random_sampling", "absent: %w", errUnsupported)
+		return nil, nil // what else m may say is found as unread
 	case p.GetDenominator() != typev3.FractionalPercent_MILLION:
 		return nil, at("random_sampling.denominator", "%s: %w", p.GetDenominator(), errUnsupported)
 	case p.GetNumerator() > uint32(mesh.AllPerMillion):
