@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"strings"
@@ -334,9 +335,10 @@ func TestTraceSampling(t *testing.T) {
 		}
 	}
 	mu.Lock()
-	defer mu.Unlock()
+	heard := maps.Clone(told)
+	mu.Unlock()
 	wanted := 0
-	for path, parents := range told {
+	for path, parents := range heard {
 		sampled := 0
 		for _, parent := range parents {
 			if path == "/default" {
