@@ -2,12 +2,11 @@ package manifest
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -20,75 +19,66 @@ import (
 // report takes in what is wrong with a field.
 type report func(field, text, cure string)
 
-// check applies the rules of the API: those of each type wherever it occurs, then
-// those between fields.
+// check applies the rules of the core API: those of each type wherever it occurs,
+// then those between fields. Objects of the Gateway API were checked against their
+// schemas; of them only the name is looked at here.
 func check(o kube.Object, bad report) {
 	checkName(o, bad)
-	walk(reflect.ValueOf(o).Elem(), "", bad)
 	switch o := o.(type) {
 	case *corev1.Service:
+		walk(reflect.ValueOf(o).Elem(), "", bad)
 		checkService(o, bad)
 	case *corev1.Secret:
-		if o.Type == corev1.SecretTypeTLS {
-			for _, key := range []string{corev1.TLSCertKey, corev1.TLSPrivateKeyKey} {
-				if len(o.Data[key]) == 0 {
-					bad(fmt.Sprintf("data[%s]", key), "is missing", "a Secret of type kubernetes.io/tls needs tls.crt and tls.key")
-				}
-			}
-		}
+		checkSecret(o, bad)
+	case *corev1.ConfigMap:
+		checkConfigMap(o, bad)
 	case *discoveryv1.EndpointSlice:
+		walk(reflect.ValueOf(o).Elem(), "", bad)
 		checkEndpointSlice(o, bad)
 	case *corev1.Pod:
-		for i, ip := range o.Status.PodIPs {
-			if _, err := netip.ParseAddr(ip.IP); err != nil {
-				bad(fmt.Sprintf("status.podIPs[%d].ip", i), fmt.Sprintf("%q is not an IP address", ip.IP), "")
-			}
-		}
-	case *gatewayv1.GatewayClass:
-		if o.Spec.ControllerName == "" {
-			bad("spec.controllerName", "is missing", "for Sluice it is sluice.dev/gateway-controller")
-		}
-	case *gatewayv1.Gateway:
-		checkGateway(o, bad)
-	case *gatewayv1.HTTPRoute:
-		checkHTTPRoute(o, bad)
-	case *gatewayv1.GRPCRoute:
-		checkGRPCRoute(o, bad)
-	case *gatewayv1.ReferenceGrant:
-		if len(o.Spec.From) == 0 {
-			bad("spec.from", "is empty", "")
-		}
-		if len(o.Spec.To) == 0 {
-			bad("spec.to", "is empty", "")
-		}
+		walk(reflect.ValueOf(o).Elem(), "", bad)
+		checkPod(o, bad)
 	}
 }
 
 // checkWarnings tells of what is allowed and yet surely not meant.
 func checkWarnings(o kube.Object, warn report) {
-	var parents []gatewayv1.ParentReference
-	switch o := o.(type) {
-	case *gatewayv1.HTTPRoute:
-		parents = o.Spec.ParentRefs
-	case *gatewayv1.GRPCRoute:
-		parents = o.Spec.ParentRefs
-	default:
+	parents, ok := parentsOf(o)
+	if !ok {
 		return
 	}
 	if len(parents) == 0 {
-		warn("spec.parentRefs", "is empty, so that the route has no effect", "name a Gateway or a Service")
+		warn("spec.parentRefs", "is empty, so that the route has no effect", "name a Gateway, a ListenerSet or a Service")
 	}
 	for i, ref := range parents {
-		gateway := *ref.Group == gatewayv1.GroupName && *ref.Kind == gatewayv1.Kind(kube.KindGateway)
-		service := *ref.Group == "" && *ref.Kind == gatewayv1.Kind(kube.KindService)
+		known := *ref.Group == gatewayv1.GroupName && (*ref.Kind == gatewayv1.Kind(kube.KindGateway) || *ref.Kind == gatewayv1.Kind(kube.KindListenerSet)) ||
+			*ref.Group == "" && *ref.Kind == gatewayv1.Kind(kube.KindService)
 		switch {
-		case gateway || service:
+		case known:
 		case *ref.Kind == gatewayv1.Kind(kube.KindService):
 			warn(fmt.Sprintf("spec.parentRefs[%d].group", i), fmt.Sprintf("there is no Service in group %q", *ref.Group), `use group: ""`)
 		default:
-			warn(fmt.Sprintf("spec.parentRefs[%d].kind", i), fmt.Sprintf("%s is not known as a parent, the route does not attach there", *ref.Kind), "use Gateway or Service")
+			warn(fmt.Sprintf("spec.parentRefs[%d].kind", i), fmt.Sprintf("%s is not known as a parent, the route does not attach there", *ref.Kind),
+				"use Gateway, ListenerSet or Service")
 		}
 	}
+}
+
+// parentsOf returns the parents of a route.
+func parentsOf(o kube.Object) (parents []gatewayv1.ParentReference, ok bool) {
+	switch o := o.(type) {
+	case *gatewayv1.HTTPRoute:
+		return o.Spec.ParentRefs, true
+	case *gatewayv1.GRPCRoute:
+		return o.Spec.ParentRefs, true
+	case *gatewayv1.TLSRoute:
+		return o.Spec.ParentRefs, true
+	case *gatewayv1.TCPRoute:
+		return o.Spec.ParentRefs, true
+	case *gatewayv1.UDPRoute:
+		return o.Spec.ParentRefs, true
+	}
+	return nil, false
 }
 
 func checkName(o kube.Object, bad report) {
@@ -111,7 +101,8 @@ func checkName(o kube.Object, bad report) {
 			bad("metadata.namespace", fmt.Sprintf("%q is not a namespace", ns), problems[0])
 		}
 	}
-	for key, value := range o.GetLabels() {
+	for _, key := range slices.Sorted(maps.Keys(o.GetLabels())) {
+		value := o.GetLabels()[key]
 		if len(validation.IsQualifiedName(key)) > 0 {
 			bad("metadata.labels", fmt.Sprintf("%q is not a label's name", key), "")
 		}
@@ -121,93 +112,38 @@ func checkName(o kube.Object, bad report) {
 	}
 }
 
-var (
-	hostname        = regexp.MustCompile(`^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
-	preciseHostname = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
-	durationText    = regexp.MustCompile(`^([0-9]{1,5}(h|m|s|ms)){1,4}$`)
-	token           = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+\\-.^_`|~]+$")
-	pathCharacters  = regexp.MustCompile(`^(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|[%][0-9a-fA-F]{2})+$`)
-	methodName      = regexp.MustCompile(`^[A-Za-z_][A-Za-z_0-9]*$`)
-	serviceName     = regexp.MustCompile(`^[A-Za-z_][A-Za-z_0-9]*(\.[A-Za-z_][A-Za-z_0-9]*)*$`)
-)
-
 // rule says what is wrong with a value, and the cure.
 type rule func(s string) (text, cure string)
 
-func oneOf(values ...string) rule {
+func oneOf[T ~string](values ...T) rule {
+	words := make([]string, len(values))
+	for i, v := range values {
+		words[i] = string(v)
+	}
 	return func(s string) (string, string) {
-		if slices.Contains(values, s) {
+		if slices.Contains(words, s) {
 			return "", ""
 		}
 		if s == "" {
-			return "is missing", "one of " + strings.Join(values, ", ")
+			return "is missing", "one of " + strings.Join(words, ", ")
 		}
-		return fmt.Sprintf("%q is not known", s), "one of " + strings.Join(values, ", ")
+		return fmt.Sprintf("%q is not known", s), "one of " + strings.Join(words, ", ")
 	}
 }
 
-func matching(expression *regexp.Regexp, what, cure string) rule {
-	return func(s string) (string, string) {
-		if s == "" {
-			return "is missing", ""
-		}
-		if !expression.MatchString(s) {
-			return fmt.Sprintf("%q is not %s", s, what), cure
-		}
-		return "", ""
-	}
-}
-
-func noAddress(r rule) rule {
-	return func(s string) (string, string) {
-		if _, err := netip.ParseAddr(s); err == nil {
-			return fmt.Sprintf("%q is an IP address", s), "hostnames are DNS names"
-		}
-		return r(s)
-	}
-}
-
-func required(s string) (string, string) {
-	if s == "" {
-		return "is missing", ""
-	}
-	return "", ""
-}
-
-// rules by type: what the schemas of the APIs say of a named type.
+// rules by type: what the core API says of a named type.
 var rules = map[reflect.Type]rule{
-	reflect.TypeFor[gatewayv1.Hostname](): func(s string) (string, string) {
-		if s == "" {
-			return "", "" // an empty one counts as none
-		}
-		return noAddress(matching(hostname, "a hostname", `lower case, without port, "*." only in front`))(s)
-	},
-	reflect.TypeFor[gatewayv1.PreciseHostname]():      noAddress(matching(preciseHostname, "a hostname", "lower case, without port and wildcard")),
-	reflect.TypeFor[gatewayv1.Duration]():             matching(durationText, "a duration", `such as "1m30s" or "500ms"`),
-	reflect.TypeFor[gatewayv1.SectionName]():          matching(preciseHostname, "a section name", "lower case letters, digits, - and ."),
-	reflect.TypeFor[gatewayv1.ObjectName]():           required,
-	reflect.TypeFor[gatewayv1.Kind]():                 required,
-	reflect.TypeFor[gatewayv1.Namespace]():            required,
-	reflect.TypeFor[gatewayv1.HTTPHeaderName]():       matching(token, "a name of a header or parameter", "RFC 9110 §5.6.2"),
-	reflect.TypeFor[gatewayv1.GRPCHeaderName]():       matching(token, "a header name", "RFC 9110 §5.6.2"),
-	reflect.TypeFor[gatewayv1.HTTPMethod]():           oneOf("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"),
-	reflect.TypeFor[gatewayv1.PathMatchType]():        oneOf("Exact", "PathPrefix", "RegularExpression"),
-	reflect.TypeFor[gatewayv1.HeaderMatchType]():      oneOf("Exact", "RegularExpression"),
-	reflect.TypeFor[gatewayv1.QueryParamMatchType]():  oneOf("Exact", "RegularExpression"),
-	reflect.TypeFor[gatewayv1.GRPCMethodMatchType]():  oneOf("Exact", "RegularExpression"),
-	reflect.TypeFor[gatewayv1.GRPCHeaderMatchType]():  oneOf("Exact", "RegularExpression"),
-	reflect.TypeFor[gatewayv1.HTTPPathModifierType](): oneOf("ReplaceFullPath", "ReplacePrefixMatch"),
-	reflect.TypeFor[gatewayv1.TLSModeType]():          oneOf("Terminate", "Passthrough"),
-	reflect.TypeFor[gatewayv1.FromNamespaces]():       oneOf("All", "Selector", "Same", "None"),
-	reflect.TypeFor[gatewayv1.ProtocolType]():         required,
-	reflect.TypeFor[gatewayv1.HTTPRouteFilterType]():  oneOf("RequestHeaderModifier", "ResponseHeaderModifier", "RequestRedirect", "URLRewrite", "RequestMirror", "CORS", "ExternalAuth", "ExtensionRef"),
-	reflect.TypeFor[gatewayv1.GRPCRouteFilterType]():  oneOf("RequestHeaderModifier", "ResponseHeaderModifier", "RequestMirror", "ExtensionRef"),
-	reflect.TypeFor[corev1.Protocol]():                oneOf("TCP", "UDP", "SCTP"),
-	reflect.TypeFor[corev1.ServiceType]():             oneOf("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"),
-	reflect.TypeFor[corev1.ServiceAffinity]():         oneOf("None", "ClientIP"),
-	reflect.TypeFor[corev1.IPFamily]():                oneOf("IPv4", "IPv6"),
-	reflect.TypeFor[corev1.IPFamilyPolicy]():          oneOf("SingleStack", "PreferDualStack", "RequireDualStack"),
-	reflect.TypeFor[discoveryv1.AddressType]():        oneOf("IPv4", "IPv6", "FQDN"),
+	reflect.TypeFor[corev1.Protocol]():                     oneOf(corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP),
+	reflect.TypeFor[corev1.ServiceType]():                  oneOf(corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeExternalName),
+	reflect.TypeFor[corev1.ServiceAffinity]():              oneOf(corev1.ServiceAffinityNone, corev1.ServiceAffinityClientIP),
+	reflect.TypeFor[corev1.IPFamily]():                     oneOf(corev1.IPv4Protocol, corev1.IPv6Protocol),
+	reflect.TypeFor[corev1.IPFamilyPolicy]():               oneOf(corev1.IPFamilyPolicySingleStack, corev1.IPFamilyPolicyPreferDualStack, corev1.IPFamilyPolicyRequireDualStack),
+	reflect.TypeFor[corev1.ServiceInternalTrafficPolicy](): oneOf(corev1.ServiceInternalTrafficPolicyCluster, corev1.ServiceInternalTrafficPolicyLocal),
+	reflect.TypeFor[corev1.ServiceExternalTrafficPolicy](): oneOf(corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyLocal),
+	reflect.TypeFor[corev1.URIScheme]():                    oneOf(corev1.URISchemeHTTP, corev1.URISchemeHTTPS),
+	reflect.TypeFor[corev1.RestartPolicy]():                oneOf(corev1.RestartPolicyAlways, corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever),
+	reflect.TypeFor[corev1.ConditionStatus]():              oneOf(corev1.ConditionTrue, corev1.ConditionFalse, corev1.ConditionUnknown),
+	reflect.TypeFor[discoveryv1.AddressType]():             oneOf(discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6, discoveryv1.AddressTypeFQDN),
 }
 
 // walk applies the rules of types to v and all in it.
@@ -231,11 +167,6 @@ func walk(v reflect.Value, path string, bad report) {
 			walk(v.Index(i), fmt.Sprintf("%s[%d]", path, i), bad)
 		}
 	case reflect.Struct:
-		if h, ok := v.Interface().(gatewayv1.HTTPHeader); ok {
-			if strings.ContainsFunc(h.Value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
-				bad(join(path, "value"), "has control characters", "a header value is one line of text")
-			}
-		}
 		for i := range v.NumField() {
 			f := v.Type().Field(i)
 			name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
@@ -333,6 +264,48 @@ func checkService(o *corev1.Service, bad report) {
 		}
 		families[a.Is4()] = true
 	}
+	for i := range spec.Ports {
+		p := &spec.Ports[i]
+		field := fmt.Sprintf("spec.ports[%d].", i)
+		switch {
+		case p.NodePort == 0:
+		case p.NodePort < 0 || p.NodePort > 65535:
+			bad(field+"nodePort", fmt.Sprintf("%d is not a port", p.NodePort), "1 to 65535")
+		case spec.Type == corev1.ServiceTypeClusterIP:
+			bad(field+"nodePort", "does not go with type ClusterIP", "use type NodePort or LoadBalancer")
+		}
+		if p.AppProtocol != nil && len(validation.IsQualifiedName(*p.AppProtocol)) > 0 {
+			bad(field+"appProtocol", fmt.Sprintf("%q is not a protocol's name", *p.AppProtocol), "such as http or kubernetes.io/h2c")
+		}
+		if p.TargetPort.StrVal != "" && len(validation.IsValidPortName(p.TargetPort.StrVal)) > 0 {
+			bad(field+"targetPort", fmt.Sprintf("%q is not the name of a port", p.TargetPort.StrVal), validation.IsValidPortName(p.TargetPort.StrVal)[0])
+		}
+	}
+	for i, text := range spec.ExternalIPs {
+		if a, err := netip.ParseAddr(text); err != nil || a.Zone() != "" || a.IsUnspecified() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsMulticast() {
+			bad(fmt.Sprintf("spec.externalIPs[%d]", i), fmt.Sprintf("%q is not an address that a Service can have", text), "")
+		}
+	}
+	for i, text := range spec.LoadBalancerSourceRanges {
+		if _, err := netip.ParsePrefix(strings.TrimSpace(text)); err != nil {
+			bad(fmt.Sprintf("spec.loadBalancerSourceRanges[%d]", i), fmt.Sprintf("%q is not an address range", text), "such as 10.0.0.0/8")
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(spec.Selector)) {
+		value := spec.Selector[key]
+		if len(validation.IsQualifiedName(key)) > 0 || len(validation.IsValidLabelValue(value)) > 0 {
+			bad("spec.selector["+key+"]", fmt.Sprintf("%s: %q is not a label", key, value), "")
+		}
+	}
+	if spec.ExternalTrafficPolicy != "" && spec.Type == corev1.ServiceTypeClusterIP && len(spec.ExternalIPs) == 0 {
+		bad("spec.externalTrafficPolicy", "does not go with type ClusterIP", "use type NodePort or LoadBalancer")
+	}
+	if d := spec.TrafficDistribution; d != nil {
+		known := []string{corev1.ServiceTrafficDistributionPreferClose, corev1.ServiceTrafficDistributionPreferSameZone, corev1.ServiceTrafficDistributionPreferSameNode}
+		if !slices.Contains(known, *d) {
+			bad("spec.trafficDistribution", fmt.Sprintf("%q is not known", *d), "one of "+strings.Join(known, ", "))
+		}
+	}
 	if a := spec.SessionAffinityConfig; a != nil && a.ClientIP != nil && a.ClientIP.TimeoutSeconds != nil {
 		if n := *a.ClientIP.TimeoutSeconds; n < 1 || n > 86400 {
 			bad("spec.sessionAffinityConfig.clientIP.timeoutSeconds", fmt.Sprintf("%d is out of range", n), "1 to 86400")
@@ -340,12 +313,39 @@ func checkService(o *corev1.Service, bad report) {
 	}
 }
 
+// Limits of EndpointSlices (discovery.k8s.io/v1).
+const (
+	maxEndpoints     = 1000
+	maxEndpointPorts = 100
+	maxAddresses     = 100
+)
+
 func checkEndpointSlice(o *discoveryv1.EndpointSlice, bad report) {
 	if o.AddressType == "" {
 		bad("addressType", "is missing", "one of IPv4, IPv6, FQDN")
 	}
+	if n := len(o.Endpoints); n > maxEndpoints {
+		bad("endpoints", fmt.Sprintf("has %d items", n), fmt.Sprintf("at most %d; use more slices", maxEndpoints))
+	}
+	if n := len(o.Ports); n > maxEndpointPorts {
+		bad("ports", fmt.Sprintf("has %d items", n), fmt.Sprintf("at most %d", maxEndpointPorts))
+	}
+	names := map[string]bool{}
+	for i := range o.Ports {
+		name := *o.Ports[i].Name
+		switch {
+		case names[name]:
+			bad(fmt.Sprintf("ports[%d].name", i), fmt.Sprintf("%q is there twice", name), "")
+		case name != "" && len(validation.IsDNS1123Label(name)) > 0:
+			bad(fmt.Sprintf("ports[%d].name", i), fmt.Sprintf("%q is not a port's name", name), "lower case letters, digits and -")
+		}
+		names[name] = true
+	}
 	for i := range o.Endpoints {
 		e := &o.Endpoints[i]
+		if n := len(e.Addresses); n > maxAddresses {
+			bad(fmt.Sprintf("endpoints[%d].addresses", i), fmt.Sprintf("has %d items", n), fmt.Sprintf("at most %d", maxAddresses))
+		}
 		if len(e.Addresses) == 0 {
 			bad(fmt.Sprintf("endpoints[%d].addresses", i), "is empty", "")
 		}
@@ -361,252 +361,82 @@ func checkEndpointSlice(o *discoveryv1.EndpointSlice, bad report) {
 	}
 }
 
-func checkGateway(o *gatewayv1.Gateway, bad report) {
-	if len(o.Spec.Listeners) == 0 {
-		bad("spec.listeners", "is empty", "")
-	}
-	names, places := map[gatewayv1.SectionName]bool{}, map[string]bool{}
-	for i := range o.Spec.Listeners {
-		l := &o.Spec.Listeners[i]
-		field := fmt.Sprintf("spec.listeners[%d]", i)
-		if names[l.Name] {
-			bad(field+".name", fmt.Sprintf("%q is there twice", l.Name), "")
-		}
-		names[l.Name] = true
-		host := ""
-		if l.Hostname != nil {
-			host = string(*l.Hostname)
-		}
-		place := fmt.Sprintf("%d %s %s", l.Port, l.Protocol, host)
-		if places[place] {
-			bad(field, "another listener has the same port, protocol and hostname", "")
-		}
-		places[place] = true
-		switch l.Protocol {
-		case gatewayv1.HTTPProtocolType, gatewayv1.TCPProtocolType, gatewayv1.UDPProtocolType:
-			if l.TLS != nil {
-				bad(field+".tls", fmt.Sprintf("does not go with protocol %s", l.Protocol), "use HTTPS, or remove tls")
-			}
-		case gatewayv1.HTTPSProtocolType:
-			if l.TLS != nil && *l.TLS.Mode != gatewayv1.TLSModeTerminate {
-				bad(field+".tls.mode", "must be Terminate for protocol HTTPS", "")
-			}
-		}
-		if host != "" && (l.Protocol == gatewayv1.TCPProtocolType || l.Protocol == gatewayv1.UDPProtocolType) {
-			bad(field+".hostname", fmt.Sprintf("does not go with protocol %s", l.Protocol), "")
-		}
-	}
-	for i, a := range o.Spec.Addresses {
-		if *a.Type != gatewayv1.IPAddressType || a.Value == "" {
-			continue
-		}
-		if _, err := netip.ParseAddr(a.Value); err != nil {
-			bad(fmt.Sprintf("spec.addresses[%d].value", i), fmt.Sprintf("%q is not an IP address", a.Value), "")
-		}
-	}
-}
+// maxDataBytes is what a Secret or a ConfigMap may have (corev1.MaxSecretSize).
+const maxDataBytes = corev1.MaxSecretSize
 
-func checkHTTPRoute(o *gatewayv1.HTTPRoute, bad report) {
-	checkParents(o.Spec.ParentRefs, bad)
-	ruleNames := map[gatewayv1.SectionName]bool{}
-	for i := range o.Spec.Rules {
-		r := &o.Spec.Rules[i]
-		field := fmt.Sprintf("spec.rules[%d]", i)
-		if r.Name != nil {
-			if ruleNames[*r.Name] {
-				bad(field+".name", fmt.Sprintf("%q is there twice", *r.Name), "")
-			}
-			ruleNames[*r.Name] = true
-		}
-		onePrefix := len(r.Matches) == 1 && *r.Matches[0].Path.Type == gatewayv1.PathMatchPathPrefix
-		for j := range r.Matches {
-			checkPath(r.Matches[j].Path, fmt.Sprintf("%s.matches[%d].path", field, j), bad)
-		}
-		checkHTTPFilters(r.Filters, field+".filters", onePrefix, bad)
-		redirects := slices.ContainsFunc(r.Filters, func(f gatewayv1.HTTPRouteFilter) bool { return f.RequestRedirect != nil })
-		if redirects && len(r.BackendRefs) > 0 {
-			bad(field+".backendRefs", "does not go with a RequestRedirect filter", "a redirect answers by itself; remove one of the two")
-		}
-		for j := range r.BackendRefs {
-			b := fmt.Sprintf("%s.backendRefs[%d]", field, j)
-			checkBackend(&r.BackendRefs[j].BackendRef, b, bad)
-			checkHTTPFilters(r.BackendRefs[j].Filters, b+".filters", onePrefix, bad)
-		}
-		if t := r.Timeouts; t != nil && t.Request != nil && t.BackendRequest != nil {
-			whole, err1 := time.ParseDuration(string(*t.Request))
-			each, err2 := time.ParseDuration(string(*t.BackendRequest))
-			if err1 == nil && err2 == nil && whole != 0 && each > whole {
-				bad(field+".timeouts.backendRequest", "is longer than timeouts.request", "each try is a part of the request")
-			}
-		}
-		if r.Retry != nil {
-			for j, code := range r.Retry.Codes {
-				if code < 400 || code > 599 {
-					bad(fmt.Sprintf("%s.retry.codes[%d]", field, j), fmt.Sprintf("%d cannot be retried", code), "400 to 599")
-				}
-			}
-			if *r.Retry.Attempts < 0 {
-				bad(field+".retry.attempts", "is negative", "0 disables retries")
+func checkSecret(o *corev1.Secret, bad report) {
+	size := 0
+	for _, key := range slices.Sorted(maps.Keys(o.Data)) {
+		checkDataKey("data", key, bad)
+		size += len(o.Data[key])
+	}
+	if size > maxDataBytes {
+		bad("data", fmt.Sprintf("has %d bytes", size), fmt.Sprintf("at most %d", maxDataBytes))
+	}
+	if o.Type == corev1.SecretTypeTLS {
+		for _, key := range []string{corev1.TLSCertKey, corev1.TLSPrivateKeyKey} {
+			if _, ok := o.Data[key]; !ok {
+				bad(fmt.Sprintf("data[%s]", key), "is missing", "a Secret of type kubernetes.io/tls needs tls.crt and tls.key")
 			}
 		}
 	}
 }
 
-// checkPath applies the CEL rules of HTTPPathMatch.
-func checkPath(p *gatewayv1.HTTPPathMatch, field string, bad report) {
-	v := *p.Value
-	if *p.Type == gatewayv1.PathMatchRegularExpression {
-		if _, err := regexp.Compile(v); err != nil {
-			bad(field+".value", plain(err), "RE2 syntax, https://github.com/google/re2/wiki/Syntax")
+func checkConfigMap(o *corev1.ConfigMap, bad report) {
+	size := 0
+	for _, key := range slices.Sorted(maps.Keys(o.Data)) {
+		checkDataKey("data", key, bad)
+		if _, twice := o.BinaryData[key]; twice {
+			bad("binaryData["+key+"]", "is in data too", "remove one of the two")
 		}
-		return
+		size += len(o.Data[key])
 	}
-	if !strings.HasPrefix(v, "/") {
-		bad(field+".value", fmt.Sprintf("%q does not begin with /", v), "")
-		return
+	for _, key := range slices.Sorted(maps.Keys(o.BinaryData)) {
+		checkDataKey("binaryData", key, bad)
+		size += len(o.BinaryData[key])
 	}
-	for _, part := range []string{"//", "/./", "/../", "%2f", "%2F", "#"} {
-		if strings.Contains(v, part) {
-			bad(field+".value", fmt.Sprintf("must not have %q in it", part), "paths are compared after normalisation")
-			return
-		}
-	}
-	for _, end := range []string{"/..", "/."} {
-		if strings.HasSuffix(v, end) {
-			bad(field+".value", fmt.Sprintf("must not end in %q", end), "paths are compared after normalisation")
-			return
-		}
-	}
-	if !pathCharacters.MatchString(v) {
-		bad(field+".value", fmt.Sprintf("%q has characters that a path does not have", v), "percent-encode them, leave the query out")
+	if size > maxDataBytes {
+		bad("data", fmt.Sprintf("has %d bytes", size), fmt.Sprintf("at most %d", maxDataBytes))
 	}
 }
 
-func checkHTTPFilters(filters []gatewayv1.HTTPRouteFilter, field string, onePrefix bool, bad report) {
-	count := map[gatewayv1.HTTPRouteFilterType]int{}
-	for i := range filters {
-		f := &filters[i]
-		at := fmt.Sprintf("%s[%d]", field, i)
-		if count[f.Type]++; count[f.Type] == 2 && f.Type != gatewayv1.HTTPRouteFilterRequestMirror && f.Type != gatewayv1.HTTPRouteFilterExtensionRef {
-			bad(at, fmt.Sprintf("%s is there twice", f.Type), "put both into one")
+func checkDataKey(field, key string, bad report) {
+	if problems := validation.IsConfigMapKey(key); len(problems) > 0 {
+		bad(field+"["+key+"]", fmt.Sprintf("%q is not a key", key), problems[0])
+	}
+}
+
+func checkPod(o *corev1.Pod, bad report) {
+	for i, ip := range o.Status.PodIPs {
+		if _, err := netip.ParseAddr(ip.IP); err != nil {
+			bad(fmt.Sprintf("status.podIPs[%d].ip", i), fmt.Sprintf("%q is not an IP address", ip.IP), "")
 		}
-		checkUnion(reflect.ValueOf(f).Elem(), at, bad)
-		var path *gatewayv1.HTTPPathModifier
-		if f.RequestRedirect != nil {
-			path = f.RequestRedirect.Path
-			if s := f.RequestRedirect.Scheme; s != nil && *s != "http" && *s != "https" {
-				bad(at+".requestRedirect.scheme", fmt.Sprintf("%q is not known", *s), "one of http, https")
-			}
-			if !slices.Contains([]int{301, 302, 303, 307, 308}, *f.RequestRedirect.StatusCode) {
-				bad(at+".requestRedirect.statusCode", fmt.Sprintf("%d is not a redirection", *f.RequestRedirect.StatusCode), "one of 301, 302, 303, 307, 308")
-			}
-		}
-		if f.URLRewrite != nil {
-			path = f.URLRewrite.Path
-		}
-		if path == nil {
-			continue
-		}
+	}
+	containers, ports := map[string]bool{}, map[string]bool{}
+	for i := range o.Spec.Containers {
+		c := &o.Spec.Containers[i]
+		field := fmt.Sprintf("spec.containers[%d]", i)
 		switch {
-		case path.Type == gatewayv1.FullPathHTTPPathModifier && path.ReplaceFullPath == nil:
-			bad(at+".path.replaceFullPath", "is missing", "")
-		case path.Type == gatewayv1.PrefixMatchHTTPPathModifier && path.ReplacePrefixMatch == nil:
-			bad(at+".path.replacePrefixMatch", "is missing", "")
-		case path.ReplaceFullPath != nil && path.ReplacePrefixMatch != nil:
-			bad(at+".path", "has both replaceFullPath and replacePrefixMatch", "keep the one that type names")
-		case path.ReplacePrefixMatch != nil && !onePrefix:
-			bad(at+".path.replacePrefixMatch", "needs a rule with exactly one match, of type PathPrefix", "split the rule")
+		case c.Name == "":
+			bad(field+".name", "is missing", "")
+		case len(validation.IsDNS1123Label(c.Name)) > 0:
+			bad(field+".name", fmt.Sprintf("%q is not a name", c.Name), "lower case letters, digits and -")
+		case containers[c.Name]:
+			bad(field+".name", fmt.Sprintf("%q is there twice", c.Name), "")
 		}
-	}
-	if count[gatewayv1.HTTPRouteFilterRequestRedirect] > 0 && count[gatewayv1.HTTPRouteFilterURLRewrite] > 0 {
-		bad(field, "RequestRedirect and URLRewrite do not go together", "a redirect can change the URL by itself")
-	}
-}
-
-// checkUnion wants the settings of a filter to be those of its type.
-func checkUnion(f reflect.Value, at string, bad report) {
-	typ := f.FieldByName("Type").String()
-	for i := range f.NumField() {
-		name, _, _ := strings.Cut(f.Type().Field(i).Tag.Get("json"), ",")
-		if f.Field(i).Kind() != reflect.Pointer {
-			continue
-		}
-		mine := strings.EqualFold(name, typ)
-		switch {
-		case mine && f.Field(i).IsNil():
-			bad(at+"."+name, fmt.Sprintf("is missing for a filter of type %s", typ), "")
-		case !mine && !f.Field(i).IsNil():
-			bad(at+"."+name, fmt.Sprintf("does not go with type %s", typ), "")
-		}
-	}
-}
-
-func checkBackend(b *gatewayv1.BackendRef, field string, bad report) {
-	if *b.Group == "" && *b.Kind == gatewayv1.Kind(kube.KindService) && b.Port == nil {
-		bad(field+".port", "is missing", "a Service as a backend needs the port")
-	}
-	if *b.Weight < 0 || *b.Weight > 1_000_000 {
-		bad(field+".weight", fmt.Sprintf("%d is out of range", *b.Weight), "0 to 1000000")
-	}
-}
-
-func checkParents(refs []gatewayv1.ParentReference, bad report) {
-	seen := map[string]bool{}
-	for i, ref := range refs {
-		id := fmt.Sprintf("%s/%s %v/%s", *ref.Group, *ref.Kind, value(ref.Namespace), ref.Name)
-		section := fmt.Sprintf(" %v %v", value(ref.SectionName), value(ref.Port))
-		if seen[id+section] {
-			bad(fmt.Sprintf("spec.parentRefs[%d]", i), "is there twice", "tell them apart by sectionName or port")
-		}
-		seen[id+section] = true
-	}
-}
-
-func value[T any](p *T) T {
-	if p == nil {
-		var zero T
-		return zero
-	}
-	return *p
-}
-
-func checkGRPCRoute(o *gatewayv1.GRPCRoute, bad report) {
-	checkParents(o.Spec.ParentRefs, bad)
-	ruleNames := map[gatewayv1.SectionName]bool{}
-	for i := range o.Spec.Rules {
-		r := &o.Spec.Rules[i]
-		field := fmt.Sprintf("spec.rules[%d]", i)
-		if r.Name != nil {
-			if ruleNames[*r.Name] {
-				bad(field+".name", fmt.Sprintf("%q is there twice", *r.Name), "")
-			}
-			ruleNames[*r.Name] = true
-		}
-		for j := range r.Matches {
-			m := r.Matches[j].Method
-			if m == nil {
+		containers[c.Name] = true
+		for j := range c.Ports {
+			name := c.Ports[j].Name
+			if name == "" {
 				continue
 			}
-			at := fmt.Sprintf("%s.matches[%d].method", field, j)
-			service, method := value(m.Service), value(m.Method)
-			if service == "" && method == "" {
-				bad(at, "needs a service or a method", "")
+			at := fmt.Sprintf("%s.ports[%d].name", field, j)
+			if problems := validation.IsValidPortName(name); len(problems) > 0 {
+				bad(at, fmt.Sprintf("%q is not the name of a port", name), problems[0])
+			} else if ports[name] {
+				bad(at, fmt.Sprintf("%q is there twice", name), "")
 			}
-			if *m.Type != gatewayv1.GRPCMethodMatchExact {
-				continue
-			}
-			if service != "" && !serviceName.MatchString(service) {
-				bad(at+".service", fmt.Sprintf("%q is not a gRPC service", service), "such as package.Service")
-			}
-			if method != "" && !methodName.MatchString(method) {
-				bad(at+".method", fmt.Sprintf("%q is not a gRPC method", method), "")
-			}
-		}
-		for j := range r.Filters {
-			checkUnion(reflect.ValueOf(&r.Filters[j]).Elem(), fmt.Sprintf("%s.filters[%d]", field, j), bad)
-		}
-		for j := range r.BackendRefs {
-			checkBackend(&r.BackendRefs[j].BackendRef, fmt.Sprintf("%s.backendRefs[%d]", field, j), bad)
+			ports[name] = true
 		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/sluice-mesh/sluice/kube"
 )
@@ -47,40 +46,11 @@ func setDefaults(o kube.Object) {
 			setIfNil(&p.Name, "")
 			setIfNil(&p.Protocol, corev1.ProtocolTCP)
 		}
-	case *gatewayv1.GatewayClass:
-		o.Status = gatewayv1.GatewayClassStatus{}
-	case *gatewayv1.Gateway:
-		o.Status = gatewayv1.GatewayStatus{}
-		defaultGateway(o)
-	case *gatewayv1.ListenerSet:
-		o.Status = gatewayv1.ListenerSetStatus{}
-		defaultListenerSet(o)
-	case *gatewayv1.TLSRoute:
-		o.Status = gatewayv1.TLSRouteStatus{}
-		defaultParents(o.Spec.ParentRefs)
-		for i := range o.Spec.Rules {
-			defaultBackends(o.Spec.Rules[i].BackendRefs)
+	default:
+		// Those of the Gateway API have the defaults of their schemas already.
+		if status := reflect.ValueOf(o).Elem().FieldByName("Status"); status.IsValid() {
+			status.SetZero()
 		}
-	case *gatewayv1.TCPRoute:
-		o.Status = gatewayv1.TCPRouteStatus{}
-		defaultParents(o.Spec.ParentRefs)
-		for i := range o.Spec.Rules {
-			defaultBackends(o.Spec.Rules[i].BackendRefs)
-		}
-	case *gatewayv1.UDPRoute:
-		o.Status = gatewayv1.UDPRouteStatus{}
-		defaultParents(o.Spec.ParentRefs)
-		for i := range o.Spec.Rules {
-			defaultBackends(o.Spec.Rules[i].BackendRefs)
-		}
-	case *gatewayv1.BackendTLSPolicy:
-		o.Status = gatewayv1.PolicyStatus{}
-	case *gatewayv1.HTTPRoute:
-		o.Status = gatewayv1.HTTPRouteStatus{}
-		defaultHTTPRoute(o)
-	case *gatewayv1.GRPCRoute:
-		o.Status = gatewayv1.GRPCRouteStatus{}
-		defaultGRPCRoute(o)
 	}
 }
 
@@ -130,120 +100,6 @@ func defaultService(o *corev1.Service) {
 	}
 	if o.Spec.ClusterIP == "" && len(o.Spec.ClusterIPs) > 0 {
 		o.Spec.ClusterIP = o.Spec.ClusterIPs[0]
-	}
-}
-
-func defaultGateway(o *gatewayv1.Gateway) {
-	for i := range o.Spec.Listeners {
-		l := &o.Spec.Listeners[i]
-		defaultListener(&l.AllowedRoutes, l.TLS)
-	}
-	for i := range o.Spec.Addresses {
-		setIfNil(&o.Spec.Addresses[i].Type, gatewayv1.IPAddressType)
-	}
-}
-
-func defaultListenerSet(o *gatewayv1.ListenerSet) {
-	setIfNil(&o.Spec.ParentRef.Group, gatewayv1.Group(gatewayv1.GroupName))
-	setIfNil(&o.Spec.ParentRef.Kind, gatewayv1.Kind(kube.KindGateway))
-	for i := range o.Spec.Listeners {
-		l := &o.Spec.Listeners[i]
-		defaultListener(&l.AllowedRoutes, l.TLS)
-	}
-}
-
-func defaultListener(allowed **gatewayv1.AllowedRoutes, tls *gatewayv1.ListenerTLSConfig) {
-	setIfNil(allowed, gatewayv1.AllowedRoutes{})
-	setIfNil(&(*allowed).Namespaces, gatewayv1.RouteNamespaces{})
-	setIfNil(&(*allowed).Namespaces.From, gatewayv1.NamespacesFromSame)
-	for j := range (*allowed).Kinds {
-		setIfNil(&(*allowed).Kinds[j].Group, gatewayv1.Group(gatewayv1.GroupName))
-	}
-	if tls != nil {
-		setIfNil(&tls.Mode, gatewayv1.TLSModeTerminate)
-		for j := range tls.CertificateRefs {
-			setIfNil(&tls.CertificateRefs[j].Group, "")
-			setIfNil(&tls.CertificateRefs[j].Kind, "Secret")
-		}
-	}
-}
-
-func defaultBackends(refs []gatewayv1.BackendRef) {
-	for i := range refs {
-		defaultBackend(&refs[i])
-	}
-}
-
-func defaultParents(refs []gatewayv1.ParentReference) {
-	for i := range refs {
-		setIfNil(&refs[i].Group, gatewayv1.Group(gatewayv1.GroupName))
-		setIfNil(&refs[i].Kind, gatewayv1.Kind(kube.KindGateway))
-	}
-}
-
-func defaultBackend(b *gatewayv1.BackendRef) {
-	setIfNil(&b.Group, "")
-	setIfNil(&b.Kind, gatewayv1.Kind(kube.KindService))
-	setIfNil(&b.Weight, 1)
-}
-
-func defaultHTTPRoute(o *gatewayv1.HTTPRoute) {
-	defaultParents(o.Spec.ParentRefs)
-	if len(o.Spec.Rules) == 0 {
-		o.Spec.Rules = []gatewayv1.HTTPRouteRule{{}}
-	}
-	for i := range o.Spec.Rules {
-		r := &o.Spec.Rules[i]
-		if len(r.Matches) == 0 {
-			r.Matches = []gatewayv1.HTTPRouteMatch{{}}
-		}
-		for j := range r.Matches {
-			m := &r.Matches[j]
-			setIfNil(&m.Path, gatewayv1.HTTPPathMatch{})
-			setIfNil(&m.Path.Type, gatewayv1.PathMatchPathPrefix)
-			setIfNil(&m.Path.Value, "/")
-			for k := range m.Headers {
-				setIfNil(&m.Headers[k].Type, gatewayv1.HeaderMatchExact)
-			}
-			for k := range m.QueryParams {
-				setIfNil(&m.QueryParams[k].Type, gatewayv1.QueryParamMatchExact)
-			}
-		}
-		defaultHTTPFilters(r.Filters)
-		for j := range r.BackendRefs {
-			defaultBackend(&r.BackendRefs[j].BackendRef)
-			defaultHTTPFilters(r.BackendRefs[j].Filters)
-		}
-		if r.Retry != nil {
-			setIfNil(&r.Retry.Attempts, 1)
-		}
-	}
-}
-
-func defaultHTTPFilters(filters []gatewayv1.HTTPRouteFilter) {
-	for i := range filters {
-		if r := filters[i].RequestRedirect; r != nil {
-			setIfNil(&r.StatusCode, 302)
-		}
-	}
-}
-
-func defaultGRPCRoute(o *gatewayv1.GRPCRoute) {
-	defaultParents(o.Spec.ParentRefs)
-	for i := range o.Spec.Rules {
-		r := &o.Spec.Rules[i]
-		for j := range r.Matches {
-			m := &r.Matches[j]
-			if m.Method != nil {
-				setIfNil(&m.Method.Type, gatewayv1.GRPCMethodMatchExact)
-			}
-			for k := range m.Headers {
-				setIfNil(&m.Headers[k].Type, gatewayv1.GRPCHeaderMatchExact)
-			}
-		}
-		for j := range r.BackendRefs {
-			defaultBackend(&r.BackendRefs[j].BackendRef)
-		}
 	}
 }
 

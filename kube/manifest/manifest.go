@@ -19,11 +19,13 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/sluice-mesh/sluice/kube"
+	"github.com/sluice-mesh/sluice/kube/validate"
 )
 
 // File is what was read.
@@ -227,6 +229,9 @@ func (p *parser) object(raw []byte, prefix string) {
 	}
 	before := p.errors()
 	p.decode(key, raw, o, prefix)
+	if p.errors() == before && validate.Has(h.Kind) {
+		o = p.validate(key, raw, o, prefix)
+	}
 	if p.errors() == before {
 		o.SetNamespace(key.Namespace)
 		setDefaults(o)
@@ -378,6 +383,29 @@ func (p *parser) decode(key kube.Key, raw []byte, o kube.Object, prefix string) 
 		}
 		p.problem(key, prefix+field, text, cure)
 	}
+}
+
+// validate does with an object that decodes what the API server does with it, and
+// returns it with the defaults of its schema.
+func (p *parser) validate(key kube.Key, raw []byte, o kube.Object, prefix string) kube.Object {
+	var content map[string]any
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(raw, &content); err != nil {
+		p.problem(key, strings.TrimSuffix(prefix, "."), plain(err), "")
+		return o
+	}
+	problems := validate.Object(string(key.Kind), content)
+	for _, v := range problems {
+		p.problem(key, prefix+v.Field, v.Text, v.Cure)
+	}
+	if len(problems) > 0 {
+		return o
+	}
+	whole, _ := newObject(key.Kind.APIVersion(), string(key.Kind))
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(content, whole); err != nil {
+		p.problem(key, strings.TrimSuffix(prefix, "."), plain(err), "")
+		return o
+	}
+	return whole
 }
 
 // found says in the words of YAML what encoding/json calls a value.
