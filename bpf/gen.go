@@ -3,7 +3,7 @@
 //
 // It owns nothing at run time and has no logic; dataplane/loader brings the
 // programs into the kernel. mesh.bpf.c is the one object; socket.h, sockops.h,
-// inbound.h and host.h hold the hooks, include/ what they share.
+// inbound.h, host.h and capture.h hold the hooks, include/ what they share.
 package bpf
 
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type event -type layout -type capture_port -type verdict -type hook -type service_flags -type packet_count -type frontend -type addr Mesh mesh.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror

@@ -6,6 +6,7 @@
 #include "sockops.h"
 #include "inbound.h"
 #include "host.h"
+#include "capture.h"
 
 /* Types that no map names, so that the generator finds them. */
 const struct {

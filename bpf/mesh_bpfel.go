@@ -118,6 +118,7 @@ const (
 	MeshHookHOOK_INBOUND MeshHook = 5
 	MeshHookHOOK_GATEWAY MeshHook = 6
 	MeshHookHOOK_HOST    MeshHook = 7
+	MeshHookHOOK_CAPTURE MeshHook = 8
 )
 
 type MeshInterface struct {
@@ -249,6 +250,7 @@ const (
 	MeshMapInterfaces       = "interfaces"
 	MeshMapLost             = "lost"
 	MeshMapMembers          = "members"
+	MeshMapMeshAddresses    = "mesh_addresses"
 	MeshMapNeighbours       = "neighbours"
 	MeshMapOrigins          = "origins"
 	MeshMapOwnTuples        = "own_tuples"
@@ -258,6 +260,8 @@ const (
 	MeshMapServices         = "services"
 	MeshMapTranslated       = "translated"
 	MeshMapWorkloads        = "workloads"
+	MeshProgCaptureTcp      = "capture_tcp"
+	MeshProgCaptureUdp      = "capture_udp"
 	MeshProgConnect4        = "connect4"
 	MeshProgConnect6        = "connect6"
 	MeshProgGetpeername4    = "getpeername4"
@@ -323,6 +327,8 @@ type MeshSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type MeshProgramSpecs struct {
+	CaptureTcp   *ebpf.ProgramSpec `ebpf:"capture_tcp"`
+	CaptureUdp   *ebpf.ProgramSpec `ebpf:"capture_udp"`
 	Connect4     *ebpf.ProgramSpec `ebpf:"connect4"`
 	Connect6     *ebpf.ProgramSpec `ebpf:"connect6"`
 	Getpeername4 *ebpf.ProgramSpec `ebpf:"getpeername4"`
@@ -358,6 +364,7 @@ type MeshMapSpecs struct {
 	Interfaces     *ebpf.MapSpec `ebpf:"interfaces"`
 	Lost           *ebpf.MapSpec `ebpf:"lost"`
 	Members        *ebpf.MapSpec `ebpf:"members"`
+	MeshAddresses  *ebpf.MapSpec `ebpf:"mesh_addresses"`
 	Neighbours     *ebpf.MapSpec `ebpf:"neighbours"`
 	Origins        *ebpf.MapSpec `ebpf:"origins"`
 	OwnTuples      *ebpf.MapSpec `ebpf:"own_tuples"`
@@ -413,6 +420,7 @@ type MeshMaps struct {
 	Interfaces     *ebpf.Map `ebpf:"interfaces"`
 	Lost           *ebpf.Map `ebpf:"lost"`
 	Members        *ebpf.Map `ebpf:"members"`
+	MeshAddresses  *ebpf.Map `ebpf:"mesh_addresses"`
 	Neighbours     *ebpf.Map `ebpf:"neighbours"`
 	Origins        *ebpf.Map `ebpf:"origins"`
 	OwnTuples      *ebpf.Map `ebpf:"own_tuples"`
@@ -439,6 +447,7 @@ func (m *MeshMaps) Close() error {
 		m.Interfaces,
 		m.Lost,
 		m.Members,
+		m.MeshAddresses,
 		m.Neighbours,
 		m.Origins,
 		m.OwnTuples,
@@ -466,6 +475,8 @@ type MeshVariables struct {
 //
 // It can be passed to LoadMeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MeshPrograms struct {
+	CaptureTcp   *ebpf.Program `ebpf:"capture_tcp"`
+	CaptureUdp   *ebpf.Program `ebpf:"capture_udp"`
 	Connect4     *ebpf.Program `ebpf:"connect4"`
 	Connect6     *ebpf.Program `ebpf:"connect6"`
 	Getpeername4 *ebpf.Program `ebpf:"getpeername4"`
@@ -486,6 +497,8 @@ type MeshPrograms struct {
 
 func (p *MeshPrograms) Close() error {
 	return _MeshClose(
+		p.CaptureTcp,
+		p.CaptureUdp,
 		p.Connect4,
 		p.Connect6,
 		p.Getpeername4,

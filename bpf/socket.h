@@ -83,7 +83,8 @@ static __always_inline enum verdict decide(struct call *c, const struct datagram
 		return VERDICT_FORWARDED;
 	if (is_capture_port(c->dialled.port) &&
 	    (addr_is_here(&c->dialled.addr) ||
-	     bpf_map_lookup_elem(&addresses, &c->dialled.addr)))
+	     bpf_map_lookup_elem(&addresses, &c->dialled.addr) ||
+	     bpf_map_lookup_elem(&mesh_addresses, &c->dialled.addr)))
 		return refuse(c, REASON_CAPTURE_PORT, EPERM);
 
 	switch (service_choose(&c->dialled, c->event.netns_cookie, c->event.socket_cookie, kept,

@@ -170,7 +170,7 @@ func TestCapturePorts(t *testing.T) {
 		t.Fatalf("targets %v", targets)
 	}
 	for _, target := range targets {
-		for _, port := range []uint16{15001, 15006, 15008} {
+		for _, port := range []uint16{15001, 15006, 15008, 15053} {
 			addr := netip.AddrPortFrom(netip.MustParseAddr(target), port)
 			network := "tcp4"
 			if addr.Addr().Is6() {

@@ -33,7 +33,7 @@ import (
 
 // call is what a console is asked to do: one JSON value a line.
 type call struct {
-	// Do is lookup, own, links, raw, bytes, http, drain, tls, grpc, connect, open, say (a line, for a
+	// Do is lookup, own, links, raw, knock, bytes, http, drain, tls, grpc, connect, open, say (a line, for a
 	// line), line or close.
 	Do   string
 	Host string // lookup
@@ -149,6 +149,8 @@ func (s *consoleState) do(c call, a *answer) error {
 		return err
 	case "raw":
 		return rawSocket(c, a)
+	case "knock":
+		return knock(c)
 	case "bytes":
 		return sendBytes(c, a)
 	case "http":
@@ -210,12 +212,9 @@ func rawSocket(c call, a *answer) (err error) {
 		return err
 	}
 	family, kind := unix.AF_INET, unix.SOCK_STREAM
-	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(to.Port())}
+	sa := sockaddrOf(to, strings.HasSuffix(c.Network, "6"))
 	if strings.HasSuffix(c.Network, "6") {
 		family = unix.AF_INET6
-		sa = &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()} // v4-mapped if it is IPv4
-	} else {
-		sa.(*unix.SockaddrInet4).Addr = to.Addr().As4()
 	}
 	if strings.HasPrefix(c.Network, "udp") {
 		kind = unix.SOCK_DGRAM
@@ -287,6 +286,14 @@ func rawSocket(c call, a *answer) (err error) {
 	n, err := unix.Read(fd, buf)
 	a.Text = strings.TrimSpace(string(buf[:max(0, n)]))
 	return err
+}
+
+// sockaddrOf is the form of an address for sockets of a family; IPv4 becomes v4-mapped on IPv6's.
+func sockaddrOf(a netip.AddrPort, six bool) unix.Sockaddr {
+	if six {
+		return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	}
+	return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
 }
 
 func sockaddr(sa unix.Sockaddr) string {

@@ -192,6 +192,11 @@ struct __sk_buff {
 	__u32 data_end;
 };
 
+enum bpf_hdr_start_off {
+	BPF_HDR_START_MAC = 0,
+	BPF_HDR_START_NET = 1,
+};
+
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 

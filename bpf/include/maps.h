@@ -29,6 +29,18 @@ struct {
 	__type(value, __u32);
 } addresses SEC(".maps");
 
+/*
+ * Address of a workload, on whichever node; the value means nothing. Written by steer; when full,
+ * the rest can be dialled, and only their own node refuses the capture ports. Pinned.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, union addr);
+	__type(value, __u32);
+} mesh_addresses SEC(".maps");
+
 /* VIP, port and protocol -> service. Written by service. Pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

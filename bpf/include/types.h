@@ -30,6 +30,7 @@ enum hook {
 	HOOK_INBOUND = 5,
 	HOOK_GATEWAY = 6,
 	HOOK_HOST = 7,
+	HOOK_CAPTURE = 8,
 };
 
 /* An IPv6 address, or an IPv4 address in its mapped form ::ffff:a.b.c.d. */

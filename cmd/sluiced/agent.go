@@ -355,6 +355,9 @@ func (h workloadHooks) OnAdd(_ context.Context, s *workload.Sandbox) error {
 		if sock.Purpose == workload.PurposeInbound {
 			continue // nothing steers inbound connections yet
 		}
+		if err := h.steer.Guard(sock.Protocol, sock.FD); err != nil {
+			return err
+		}
 		h.handoff.AddSocket(handoffSocket(s, sock), sock.FD)
 	}
 	return nil
@@ -479,6 +482,9 @@ func (p *projector) run(ctx context.Context) error {
 	} else if removed > 0 {
 		p.logger.Info("removed services of an earlier agent from the kernel", "frontends", removed)
 	}
+	if err := p.steer.Prune(); err != nil {
+		p.logger.Error("old addresses stay in the kernel", "error", err)
+	}
 	if err := p.gateways.Retain(func(name string) bool { return p.store.Listener(name) != nil }); err != nil {
 		p.logger.Error("old gateways stay", "error", err)
 	}
@@ -500,6 +506,9 @@ func (p *projector) run(ctx context.Context) error {
 func (p *projector) apply(d mesh.Delta) {
 	if err := p.services.Apply(d); err != nil {
 		p.logger.Error("services could not be written to the kernel", "error", err)
+	}
+	if err := p.steer.Apply(d); err != nil {
+		p.logger.Error("addresses of workloads could not be written to the kernel", "error", err)
 	}
 	for _, r := range d.Upserts {
 		if l, ok := r.(*mesh.Listener); ok && l.Type == mesh.ListenerGateway {

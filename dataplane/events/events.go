@@ -175,6 +175,7 @@ var hookTexts = map[bpf.MeshHook]string{
 	bpf.MeshHookHOOK_INBOUND: "inbound",
 	bpf.MeshHookHOOK_GATEWAY: "gateway",
 	bpf.MeshHookHOOK_HOST:    "packet",
+	bpf.MeshHookHOOK_CAPTURE: "capture",
 }
 
 // parse decodes an event as the programs write it.

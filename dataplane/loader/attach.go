@@ -313,3 +313,13 @@ func mapsByName(m *bpf.MeshMaps) map[string]*ebpf.Map {
 	}
 	return out
 }
+
+// GuardCapture makes the capture ports' program of an IANA protocol number the filter
+// of a socket.
+func (d *Datapath) GuardCapture(protocol uint8, fd int) error {
+	program := d.objects.CaptureTcp
+	if protocol == unix.IPPROTO_UDP {
+		program = d.objects.CaptureUdp
+	}
+	return os.NewSyscallError("setsockopt SO_ATTACH_BPF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ATTACH_BPF, program.FD()))
+}

@@ -36,6 +36,7 @@ type Config struct {
 // Sizes are the greatest numbers of entries of the maps.
 type Sizes struct {
 	Workloads   uint32 // workloads of this node
+	Addresses   uint32 // of workloads, on all nodes
 	Services    uint32 // frontends: one for each VIP and port
 	Endpoints   uint32 // endpoints of all frontends together
 	Affinity    uint32 // clients with session affinity; the oldest gives way
@@ -48,7 +49,7 @@ type Sizes struct {
 // DefaultSizes fit a node of a cluster with tens of thousands of services.
 func DefaultSizes() Sizes {
 	return Sizes{
-		Workloads: 4096, Services: 65536, Endpoints: 524288, Affinity: 65536,
+		Workloads: 4096, Addresses: 262144, Services: 65536, Endpoints: 524288, Affinity: 65536,
 		Handshakes: 65536, Connections: 65536, Sockets: 8192, EventBytes: 1 << 18,
 	}
 }
@@ -133,6 +134,7 @@ type sizeField struct {
 func (s *Sizes) fields() []sizeField {
 	return []sizeField{
 		{"Workloads", &s.Workloads, []string{bpf.MeshMapWorkloads, bpf.MeshMapInterfaces}},
+		{"Addresses", &s.Addresses, []string{bpf.MeshMapMeshAddresses}},
 		{"Services", &s.Services, []string{bpf.MeshMapServices}},
 		{"Endpoints", &s.Endpoints, []string{bpf.MeshMapEndpoints, bpf.MeshMapMembers}},
 		{"Affinity", &s.Affinity, []string{bpf.MeshMapAffinities}},

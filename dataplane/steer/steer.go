@@ -69,7 +69,8 @@ type Config struct {
 	Logger   *slog.Logger
 }
 
-// Table writes the workloads, the gateways and the inbound listeners of this node.
+// Table writes the workloads, the gateways and the inbound listeners of this node, and
+// the addresses of the mesh's workloads.
 // Its methods may be called from any goroutine.
 type Table struct {
 	datapath *loader.Datapath
@@ -81,6 +82,7 @@ type Table struct {
 	workloads map[mesh.WorkloadIndex]Workload // guarded by mu
 	gateways  listeners                       // guarded by mu
 	inbound   listeners                       // guarded by mu
+	addresses addresses                       // guarded by mu
 }
 
 // New reads back what an earlier process wrote. Close releases what it opened.
@@ -99,6 +101,7 @@ func New(cfg Config) (*Table, error) {
 		workloads: map[mesh.WorkloadIndex]Workload{},
 		gateways:  newListeners(maps.Gateways, maps.GatewaySockets),
 		inbound:   newListeners(maps.Inbound, maps.InboundSockets),
+		addresses: newAddresses(maps.MeshAddresses),
 	}
 	var cookie uint64
 	var w bpf.MeshWorkload
@@ -116,6 +119,9 @@ func New(cfg Config) (*Table, error) {
 		if err := l.restore(); err != nil {
 			return nil, fmt.Errorf("read the listeners back: %w", err)
 		}
+	}
+	if err := t.addresses.restore(); err != nil {
+		return nil, fmt.Errorf("read the mesh's addresses back: %w", err)
 	}
 	origins, err := cfg.Datapath.OpenReadOnly(bpf.MeshMapOrigins)
 	if err != nil {

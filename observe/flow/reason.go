@@ -12,8 +12,8 @@ const (
 
 	// ReasonNoEndpoint: the service has no endpoint for new connections.
 	ReasonNoEndpoint Reason = 1
-	// ReasonCapturePort: a workload dialled a port of its own that belongs to the
-	// node proxy.
+	// ReasonCapturePort: somebody dialled a port of a workload that belongs to the
+	// node proxy there.
 	ReasonCapturePort Reason = 2
 	// ReasonProxyUnavailable: the connection needs the node proxy and none serves.
 	ReasonProxyUnavailable Reason = 3

@@ -46,7 +46,7 @@ func (n *Node) Config() loader.Config {
 		WorkloadsCgroup: n.WorkloadsCgroup, NodeCgroup: n.NodeCgroup,
 		Dir: filepath.Join(n.BPFFS, "sluice"),
 		Sizes: loader.Sizes{
-			Workloads: 64, Services: 1024, Endpoints: 4096, Affinity: 1024,
+			Workloads: 64, Addresses: 64, Services: 1024, Endpoints: 4096, Affinity: 1024,
 			Handshakes: 1024, Connections: 1024, Sockets: 64, EventBytes: 1 << 18,
 		},
 	}

@@ -66,6 +66,29 @@ func (n *Netns) socket(t testing.TB, at netip.AddrPort, typ int) *os.File {
 	return f
 }
 
+// Stream makes a non-blocking TCP socket in the namespace, to dial an address of to's family.
+// The caller closes it.
+func (n *Netns) Stream(t testing.TB, to netip.Addr) (fd int) {
+	t.Helper()
+	n.Do(t, func() (err error) {
+		domain := unix.AF_INET
+		if to.Is6() {
+			domain = unix.AF_INET6
+		}
+		fd, err = unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	return fd
+}
+
+// Sockaddr is the form of an address that system calls on a socket of its family take.
+func Sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return sockaddr(a, unix.AF_INET)
+	}
+	return sockaddr(a, unix.AF_INET6)
+}
+
 // FastOpen lets sockets of the namespace take data in a SYN (RFC 7413).
 func (n *Netns) FastOpen(t testing.TB) {
 	t.Helper()
