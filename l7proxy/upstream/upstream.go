@@ -1,13 +1,14 @@
 // Package upstream knows the endpoints of clusters as one loop sees them: which
 // of them takes the next request, and the connections to each that are open.
 //
-// A Set and all that hangs on it belong to one loop's goroutine; loops share
-// nothing, so that neither a pick nor a pooled connection costs a lock. Load is
-// what this loop has under way at an endpoint, whichever cluster led there. A
-// connection is pooled by the workload in whose network namespace it was made,
-// the endpoint and the protocol: no workload ever uses a connection that carries
-// another's address. Endpoints that left every cluster keep what is under way and
-// are forgotten with it.
+// A Set and all that hangs on it belong to one loop's goroutine, so that neither a
+// pick nor a pooled connection costs a lock. What all loops must know together —
+// health, ejections, limits, budgets — is in a Registry, which requests meet in
+// atomics. Load is what this loop has under way at an endpoint of a cluster. A
+// connection is pooled by the cluster's endpoint, the workload in whose network
+// namespace it was made, and the protocol: no workload ever uses a connection that
+// carries another's address. Endpoints that left their cluster get nothing new, keep
+// what is under way and are forgotten with it.
 package upstream
 
 import (
@@ -42,13 +43,21 @@ type Waiter interface {
 
 // Set is the clusters and endpoints of one loop.
 type Set struct {
+	registry  *Registry
+	here      Here
 	clusters  map[string]*Cluster
-	endpoints map[netip.AddrPort]*Endpoint
+	endpoints map[endpointKey]*Endpoint
 }
 
-// NewSet returns a set that knows nothing.
-func NewSet() *Set {
-	return &Set{clusters: map[string]*Cluster{}, endpoints: map[netip.AddrPort]*Endpoint{}}
+// endpointKey is an endpoint of a cluster, or with an empty name of none.
+type endpointKey struct {
+	cluster string
+	addr    netip.AddrPort
+}
+
+// NewSet returns a set that knows nothing. registry is what the loops share.
+func NewSet(registry *Registry, here Here) *Set {
+	return &Set{registry: registry, here: here, clusters: map[string]*Cluster{}, endpoints: map[endpointKey]*Endpoint{}}
 }
 
 // Cluster is the endpoints behind a name.
@@ -59,10 +68,20 @@ type Cluster struct {
 	Port     uint16
 	// Checked is for the caller: when it last compared the cluster with the
 	// configuration.
-	Checked   uint64
+	Checked uint64
+
+	set       *Set
+	shared    *Shared // nil while config is
 	endpoints []*Endpoint
+	hosts     []*Host // of endpoints, in their order
 	config    *mesh.Cluster
 	source    any
+
+	tiers  []tier
+	health uint64 // of shared, that tiers are of
+	warm   bool
+	ring   *ring // nil until needed
+	turn   uint32
 }
 
 // Endpoint is one address and port, and what this loop has there.
@@ -70,41 +89,57 @@ type Endpoint struct {
 	mesh.Endpoint
 	// Active is how many requests and raw connections are under way.
 	Active int
-	refs   int
-	pools  []*Pool
-	set    *Set
+
+	limited int // of Active, what counts against the cluster's limit
+	refs    int
+	pools   []*Pool
+	set     *Set
+	cluster *Cluster // nil if it is in none
+	host    *Host    // nil if the cluster has no configuration
+	tier    uint8
+	usable  bool
 }
 
 // Update makes the cluster what config (nil: unknown) and the endpoints say. It
 // does nothing if source, which stands for the value that the endpoints came from
-// and must be comparable, and config are those of the last call.
-func (s *Set) Update(name string, config *mesh.Cluster, source any, endpoints []mesh.Endpoint) *Cluster {
+// and must be comparable, and config are those of the last call. at is the generation
+// of the configuration that they were read in, or an earlier one.
+func (s *Set) Update(name string, config *mesh.Cluster, at uint64, source any, endpoints []mesh.Endpoint) *Cluster {
 	c := s.clusters[name]
 	if c == nil {
-		c = &Cluster{Name: name}
+		c = &Cluster{Name: name, set: s, turn: rand.Uint32()}
 		s.clusters[name] = c
 	} else if c.source == source && c.config == config {
 		return c
 	}
 	c.config = config
+	c.shared, c.hosts, c.ring = nil, nil, nil
 	if config != nil {
 		c.Protocol, c.Service, c.Port = config.Protocol, config.Service, config.Port
+		c.shared = s.registry.shared(name)
+		c.hosts = c.shared.update(config, at, source, endpoints)
 	}
-	if c.source == source {
-		return c
+	if c.source != source {
+		c.source = source
+		old := c.endpoints
+		c.endpoints = make([]*Endpoint, 0, len(endpoints))
+		for i := range endpoints {
+			e := s.endpoint(name, &endpoints[i])
+			e.refs++
+			e.cluster = c
+			c.endpoints = append(c.endpoints, e)
+		}
+		for _, e := range old {
+			e.refs--
+			e.forget()
+		}
 	}
-	c.source = source
-	old := c.endpoints
-	c.endpoints = make([]*Endpoint, 0, len(endpoints))
-	for i := range endpoints {
-		e := s.endpoint(&endpoints[i])
-		e.refs++
-		c.endpoints = append(c.endpoints, e)
+	for i, e := range c.endpoints {
+		if e.host = nil; c.hosts != nil {
+			e.host = c.hosts[i]
+		}
 	}
-	for _, e := range old {
-		e.refs--
-		e.forget()
-	}
+	c.arrange()
 	return c
 }
 
@@ -125,13 +160,14 @@ func (s *Set) Remove(name string) {
 func (s *Set) Get(name string) *Cluster { return s.clusters[name] }
 
 // Endpoint returns the endpoint of an address that is in no cluster, or is in one.
-func (s *Set) Endpoint(e mesh.Endpoint) *Endpoint { return s.endpoint(&e) }
+func (s *Set) Endpoint(e mesh.Endpoint) *Endpoint { return s.endpoint("", &e) }
 
-func (s *Set) endpoint(e *mesh.Endpoint) *Endpoint {
-	known := s.endpoints[e.AddrPort]
+func (s *Set) endpoint(cluster string, e *mesh.Endpoint) *Endpoint {
+	key := endpointKey{cluster, e.AddrPort}
+	known := s.endpoints[key]
 	if known == nil {
 		known = &Endpoint{set: s}
-		s.endpoints[e.AddrPort] = known
+		s.endpoints[key] = known
 	}
 	known.Endpoint = *e
 	return known
@@ -173,60 +209,13 @@ func (c *Cluster) Len() int { return len(c.endpoints) }
 // Config returns what the cluster was last updated with.
 func (c *Cluster) Config() (config *mesh.Cluster, source any) { return c.config, c.source }
 
-// Pick chooses the less loaded of two random endpoints, neither of them avoid as
-// long as there is another; nil if there is none at all. It does not touch Active.
-func (c *Cluster) Pick(avoid *Endpoint) *Endpoint {
-	n := len(c.endpoints)
-	switch n {
-	case 0:
-		return nil
-	case 1:
-		return c.endpoints[0]
-	}
-	i := rand.IntN(n)
-	j := rand.IntN(n - 1)
-	if j >= i {
-		j++
-	}
-	a, b := c.endpoints[i], c.endpoints[j]
-	switch {
-	case a == avoid:
-		if n > 2 {
-			// Any but the avoided one: the pair without it was as random.
-			return c.endpoints[third(n, i, j)].lessLoaded(b)
-		}
-		return b
-	case b == avoid:
-		if n > 2 {
-			return c.endpoints[third(n, i, j)].lessLoaded(a)
-		}
-		return a
-	}
-	return a.lessLoaded(b)
-}
-
-// third returns a random index of n that is neither i nor j.
-func third(n, i, j int) int {
-	k := rand.IntN(n - 2)
-	if k >= min(i, j) {
-		k++
-	}
-	if k >= max(i, j) {
-		k++
-	}
-	return k
-}
-
-func (e *Endpoint) lessLoaded(o *Endpoint) *Endpoint {
-	if o.Active < e.Active {
-		return o
-	}
-	return e
-}
-
 // Done ends what Active counted.
 func (e *Endpoint) Done() {
 	e.Active--
+	if e.limited > 0 {
+		e.limited--
+		e.host.shared.requests.Add(-1)
+	}
 	e.forget()
 }
 
@@ -238,10 +227,13 @@ func (e *Endpoint) forget() {
 	for _, p := range e.pools {
 		p.retire()
 	}
-	if e.Active > 0 || e.set.endpoints[e.AddrPort] != e {
-		return
+	name := ""
+	if e.cluster != nil {
+		name = e.cluster.Name
 	}
-	delete(e.set.endpoints, e.AddrPort)
+	if key := (endpointKey{name, e.AddrPort}); e.Active == 0 && e.set.endpoints[key] == e {
+		delete(e.set.endpoints, key)
+	}
 }
 
 // Pool returns the connections to e of a workload and protocol.
@@ -263,10 +255,13 @@ type Pool struct {
 	Protocol Protocol
 	// Connecting is how many attempts are under way.
 	Connecting int
+	// Open is how many connections there are, used or not.
+	Open int
 	// conns are, of HTTP/1, the unused connections, the last used at the end; of
 	// HTTP/2 all that may take more streams.
 	conns   []Conn
 	waiters []Waiter
+	limited int // of waiters, those that count against the cluster's limit
 }
 
 // Get returns a connection that can take an exchange, nil if there is none. An
@@ -294,7 +289,7 @@ func (p *Pool) Get() Conn {
 // false, and does nothing, if the endpoint is gone and the connection should be
 // closed.
 func (p *Pool) Put(c Conn) bool {
-	if p.Endpoint.refs == 0 && len(p.waiters) == 0 && p.Endpoint.Active == 0 {
+	if p.Endpoint.refs == 0 && len(p.waiters) == 0 {
 		return false
 	}
 	if p.Protocol == HTTP1 {
@@ -331,14 +326,33 @@ func (p *Pool) Remove(c Conn) {
 	}
 }
 
-// Wait queues w until a connection is Put or an attempt fails.
-func (p *Pool) Wait(w Waiter) { p.waiters = append(p.waiters, w) }
+// Wait queues w until a connection is Put or an attempt fails. It reports false, and
+// does nothing, if the cluster's limit of those who wait is reached.
+func (p *Pool) Wait(w Waiter) bool {
+	if l := p.Endpoint.limits(); l != nil && l.PendingRequests > 0 {
+		if !enter(&p.Endpoint.host.shared.pending, l.PendingRequests) {
+			return false
+		}
+		p.limited++
+	}
+	p.waiters = append(p.waiters, w)
+	return true
+}
+
+// waited counts one off that waits no more.
+func (p *Pool) waited() {
+	if p.limited > 0 {
+		p.limited--
+		p.Endpoint.host.shared.pending.Add(-1)
+	}
+}
 
 // Cancel takes w out of the queue.
 func (p *Pool) Cancel(w Waiter) {
 	for i := range p.waiters {
 		if p.waiters[i] == w {
 			p.waiters = append(p.waiters[:i], p.waiters[i+1:]...)
+			p.waited()
 			return
 		}
 	}
@@ -359,6 +373,7 @@ func (p *Pool) Failed(err error) {
 	waiters := p.waiters
 	p.waiters = nil
 	for _, w := range waiters {
+		p.waited()
 		w.Dialed(nil, err)
 	}
 }
@@ -371,6 +386,7 @@ func (p *Pool) nextWaiter() Waiter {
 	copy(p.waiters, p.waiters[1:])
 	p.waiters[len(p.waiters)-1] = nil
 	p.waiters = p.waiters[:len(p.waiters)-1]
+	p.waited()
 	return w
 }
 
