@@ -51,8 +51,10 @@ type AccessLog interface {
 type Config struct {
 	// Loops is how many epoll loops run; one per core that the proxy may use.
 	Loops int
-	// Node is the node's name, for flows.
+	// Node is the node's name, for flows and for what prefers endpoints that are near;
+	// Zone is its topology zone, or empty.
 	Node string
+	Zone string
 
 	// Store and Routes are read for each request. The wiring subscribes
 	// Routes.Apply to Store before New subscribes the proxy, so that a waiting

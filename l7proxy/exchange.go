@@ -91,6 +91,11 @@ type exchange struct {
 	reason  flow.Reason
 	detail  string
 	grpcOut []byte
+	hash    upstream.Request // what the balancer looks at, once hashed
+	hashed  bool
+	cookie  []byte // for the response
+	// grpcAnswered: the endpoint's outlier detection knows how the try went.
+	grpcAnswered bool
 
 	bytesIn, bytesOut uint64
 
@@ -135,7 +140,7 @@ func (x *exchange) begun(d *downConn, down downstream, h *message.Head) {
 	x.scratch.Reset()
 	x.started, x.moved = x.w.loop.Now(), x.w.loop.Now()
 	x.tries, x.repeats, x.status, x.reason, x.detail = 0, 0, 0, flow.ReasonNone, ""
-	x.grpcOut = x.grpcOut[:0]
+	x.grpcOut, x.cookie, x.hashed, x.grpcAnswered = x.grpcOut[:0], nil, false, false
 	x.bytesIn, x.bytesOut = 0, 0
 	x.trailers = x.trailers[:0]
 	x.active, x.decided, x.waiting = true, false, false
@@ -178,6 +183,10 @@ func (x *exchange) decide() {
 			status = flow.ReasonNoBackend
 		}
 		x.await(kind, x.backend.Cluster, status)
+		return
+	}
+	if !cluster.Warm() {
+		x.hold(flow.ReasonNoHealthyEndpoint) // for the first health check
 		return
 	}
 	x.cluster = cluster
@@ -237,15 +246,20 @@ func (x *exchange) match() bool {
 
 // await waits for a resource, and refuses with the reason if that takes too long.
 func (x *exchange) await(kind mesh.Kind, key string, reason flow.Reason) {
+	x.hold(reason)
+	if x.w.want(kind, key) {
+		// It came between the look and the registration.
+		x.w.recheckSoon()
+	}
+}
+
+// hold waits for a change, and refuses with the reason if that takes too long.
+func (x *exchange) hold(reason flow.Reason) {
 	x.reason = reason
 	if !x.waiting {
 		x.waiting = true
 		x.w.loop.SetTimer(&x.pause, x.w.loop.Now()+int64(x.w.limits.ConfigWait))
 		x.w.await(x)
-	}
-	if x.w.want(kind, key) {
-		// It came between the look and the registration.
-		x.w.recheckSoon()
 	}
 }
 
@@ -366,13 +380,20 @@ func (x *exchange) requestID() []byte {
 // try begins one attempt to have the request answered.
 func (x *exchange) try() {
 	x.tries++
-	e := x.cluster.Pick(x.endpoint)
+	if x.tries == 1 {
+		x.cluster.Count()
+	}
+	e := x.cluster.Pick(x.balance(), x.endpoint)
 	if e == nil {
 		x.refuse(503, flow.ReasonNoHealthyEndpoint)
 		return
 	}
 	x.endpoint = e
-	e.Active++
+	if !e.Begin() {
+		x.detail = upstream.ErrRequestLimit.Error()
+		x.refuse(503, flow.ReasonBackendRequestLimit)
+		return
+	}
 	x.counted = true
 	if t := x.rule.Timeouts.Backend; t > 0 {
 		x.w.loop.SetTimer(&x.pause, x.w.loop.Now()+int64(t))
@@ -390,8 +411,12 @@ func (x *exchange) connect(pooled bool) {
 			return
 		}
 	}
+	if !pool.Wait(x) {
+		x.detail = upstream.ErrPendingLimit.Error()
+		x.refuse(503, flow.ReasonBackendPendingLimit)
+		return
+	}
 	x.pool = pool
-	pool.Wait(x)
 	x.w.dialPool(pool)
 }
 
@@ -417,8 +442,11 @@ func (x *exchange) Dialed(c upstream.Conn, err error) {
 	down := x.down
 	if err != nil {
 		reason := flow.ReasonConnectFailed
-		if err == upstream.ErrTimeout {
+		switch err {
+		case upstream.ErrTimeout:
 			reason = flow.ReasonConnectTimeout
+		case upstream.ErrConnectionLimit:
+			reason = flow.ReasonBackendConnectionLimit
 		}
 		x.detail = err.Error()
 		x.tryFailed(reason, true, true)
@@ -436,7 +464,7 @@ func (x *exchange) attach(c upstream.Conn) {
 	// An HTTP/2 endpoint says of a request whether it may be repeated, whatever its
 	// method (RFC 9113 §8.7).
 	x.recording = x.rule.Retry != nil && x.rule.Retry.Attempts > 0 || multiplexed || idempotent(x.method)
-	x.bodySent = false
+	x.bodySent, x.grpcAnswered = false, false
 	var err error
 	switch c := c.(type) {
 	case *h1up:
@@ -558,11 +586,13 @@ func (x *exchange) response(h *message.Head) {
 	}
 	if x.retryCode(h.Status) && x.repeatable() {
 		x.status = h.Status
+		x.answered(h)
 		x.abandon()
 		x.backoff()
 		return
 	}
 	x.status = h.Status
+	x.answered(h)
 	h.Close = false
 	x.w.loop.StopTimer(&x.pause)
 	x.recording = false
@@ -571,6 +601,9 @@ func (x *exchange) response(h *message.Head) {
 		x.noteGRPC(h.Fields)
 	}
 	filter.Response(h, x.rule.Rule, x.backend, &x.scratch)
+	if len(x.cookie) > 0 {
+		h.Add(fieldSetCookie, x.cookie)
+	}
 	x.responded = true
 	x.down.respond(h)
 }
@@ -588,6 +621,7 @@ func (x *exchange) responseEnd(trailers []message.Field) {
 	if x.grpc && len(trailers) > 0 {
 		x.noteGRPC(trailers)
 	}
+	x.ended()
 	x.down.end(trailers)
 	x.finish()
 }
@@ -612,6 +646,7 @@ func (x *exchange) tryFailed(reason flow.Reason, unsent, silent bool) {
 	if !x.active {
 		return
 	}
+	x.endpointFailed(reason, unsent)
 	x.uncount()
 	x.traceTryEnd(reason)
 	if x.responded {
@@ -642,15 +677,14 @@ func (x *exchange) repeat(unsent bool) bool {
 	if c, _ := x.w.cluster(x.backend.Cluster); c != nil {
 		x.cluster = c
 	}
-	e := x.cluster.Pick(x.endpoint)
-	if e == nil || e == x.endpoint && unsent {
+	e := x.cluster.Pick(x.balance(), x.endpoint)
+	if e == nil || e == x.endpoint && unsent || !e.Begin() {
 		return false
 	}
 	x.repeats++
 	x.w.metrics.repeats.Inc()
 	another := e != x.endpoint
 	x.endpoint = e
-	e.Active++
 	x.counted = true
 	if t := x.rule.Timeouts.Backend; t > 0 {
 		x.w.loop.SetTimer(&x.pause, x.w.loop.Now()+int64(t))
@@ -697,6 +731,10 @@ func (x *exchange) repeatable() bool {
 // backoff waits before the next try: the rule's backoff, doubled with each try up
 // to ten times, with jitter.
 func (x *exchange) backoff() {
+	if !x.cluster.Retry() {
+		x.refuse(503, flow.ReasonRetryBudget)
+		return
+	}
 	x.w.metrics.retries.Inc()
 	wait := x.rule.Retry.Backoff
 	if wait <= 0 {
@@ -762,6 +800,7 @@ func (x *exchange) OnTimer(t *loop.Timer) {
 	default:
 		retry := x.rule.Retry != nil && (len(x.rule.Retry.Codes) == 0 || x.retryCode(504)) && x.repeatable() && !x.responded
 		x.traceTryEnd(flow.ReasonBackendTimeout)
+		x.endpointFailed(flow.ReasonBackendTimeout, false)
 		x.abandon()
 		if retry {
 			x.backoff()

@@ -24,6 +24,7 @@ type h1up struct {
 	asked   bool // the whole request was written
 	closing bool // the endpoint ends the connection after this response
 	retired bool
+	served  int  // requests that began here
 	due     bool // feed stopped for the client's sake: an End may follow that takes no byte
 	timer   loop.Timer
 }
@@ -56,6 +57,7 @@ func (u *h1up) close() {
 func (u *h1up) begin(x *exchange) error {
 	u.w.loop.StopTimer(&u.timer)
 	u.x, u.down = x, x.down
+	u.served++
 	u.sent, u.heard, u.closing, u.due = false, false, false, false
 	u.asked = x.head.End
 	u.parser.ExpectResponseTo(x.head.Method)
@@ -301,7 +303,8 @@ func (u *h1up) eof() {
 func (u *h1up) finished(trailers []message.Field, clean bool) {
 	x := u.x
 	u.x = nil
-	reusable := clean && !u.closing && u.asked && u.pending() == 0 && !u.retired && !u.c.HungUp()
+	limit := u.pool.Endpoint.RequestsPerConnection()
+	reusable := clean && (limit == 0 || u.served < limit) && !u.closing && u.asked && u.pending() == 0 && !u.retired && !u.c.HungUp()
 	x.responseEnd(trailers)
 	if trailers != nil {
 		// The End that follows the trailers takes no byte.

@@ -22,6 +22,7 @@ type h2up struct {
 	leaving  bool // out of the pool: closes when no stream is left
 	timer    loop.Timer
 	lastTick int64
+	served   int // streams that were opened
 }
 
 // h2upStream is one try of an exchange.
@@ -83,6 +84,10 @@ func (u *h2up) open(x *exchange) (*h2upStream, error) {
 	s.wire = &u.wire
 	u.streams[id] = s
 	u.w.loop.StopTimer(&u.timer)
+	u.served++
+	if limit := u.pool.Endpoint.RequestsPerConnection(); limit > 0 && u.served >= limit {
+		u.leave()
+	}
 	u.push()
 	return s, nil
 }

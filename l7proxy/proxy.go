@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-mesh/sluice/l7proxy/loop"
+	"github.com/sluice-mesh/sluice/l7proxy/upstream"
 	"github.com/sluice-mesh/sluice/mesh"
 )
 
@@ -77,6 +78,9 @@ type Proxy struct {
 	log     *slog.Logger
 	metrics *metrics
 	workers []*worker
+	// registry is what the workers know together of endpoints.
+	registry *upstream.Registry
+	backends *backendMetrics
 	// upstreamBudget bounds what waits on its way to all endpoints.
 	upstreamBudget budget
 
@@ -120,6 +124,10 @@ func New(cfg Config) (*Proxy, error) {
 	if p.metrics, err = newMetrics(cfg.Registerer); err != nil {
 		return nil, fmt.Errorf("l7proxy: %w", err)
 	}
+	if p.backends, err = newBackendMetrics(cfg.Registerer); err != nil {
+		return nil, fmt.Errorf("l7proxy: %w", err)
+	}
+	p.registry = upstream.NewRegistry(p.checkEndpoint, p.endpointChanged)
 	p.upstreamBudget.maxBytes = 4 * p.limits.MaxBufferedBytes
 	p.generation.Store(1)
 	cfg.Routes.Prepare = p.metrics.prepareRule
@@ -146,10 +154,12 @@ func New(cfg Config) (*Proxy, error) {
 			if ref.Kind != mesh.KindCluster && ref.Kind != mesh.KindClusterEndpoints {
 				continue
 			}
+			p.registry.Remove(ref.Key)
 			for _, w := range p.workers {
 				w.loop.Post(func() { w.set.Remove(ref.Key) })
 			}
 		}
+		p.refreshClusters(d)
 		p.hangUp(d)
 	})
 	return p, nil
@@ -209,6 +219,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		})
 	}
 	err := g.Wait()
+	p.registry.Close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for k, s := range p.sockets {

@@ -36,7 +36,8 @@ func verdict(r flow.Reason) flow.Verdict {
 		return flow.VerdictForwarded
 	case flow.ReasonNoOriginalDestination, flow.ReasonNoRoute, flow.ReasonNoChain, flow.ReasonMisdirected,
 		flow.ReasonOverLimit, flow.ReasonDraining, flow.ReasonUnsupported, flow.ReasonHeadTooLarge,
-		flow.ReasonDownstreamProtocol:
+		flow.ReasonDownstreamProtocol, flow.ReasonBackendConnectionLimit, flow.ReasonBackendPendingLimit,
+		flow.ReasonBackendRequestLimit, flow.ReasonRetryBudget:
 		return flow.VerdictDropped
 	}
 	return flow.VerdictError

@@ -27,6 +27,7 @@ type tunnel struct {
 	cluster  *upstream.Cluster
 	endpoint *upstream.Endpoint
 	counted  bool
+	unlimit  func() // of the cluster's limit of connections
 	tries    int
 
 	x  *exchange // of an upgrade
@@ -71,7 +72,7 @@ func (t *tunnel) choose() {
 			t.end(flow.ReasonNoHealthyEndpoint, "the service is gone")
 			return
 		}
-		t.cluster = d.w.set.Update(d.listenerName, nil, svc, svc.Ports[i].Endpoints)
+		t.cluster = d.w.set.Update(d.listenerName, nil, 0, svc, svc.Ports[i].Endpoints)
 	} else {
 		backend := pickBackend(clusters)
 		if backend == nil || backend.Cluster == "" {
@@ -92,11 +93,19 @@ func (t *tunnel) choose() {
 		}
 		t.cluster = cluster
 	}
+	if !t.cluster.Warm() {
+		if !d.waiting {
+			d.waiting = true
+			d.after(int64(d.w.limits.ConfigWait))
+			d.w.await(d)
+		}
+		return
+	}
 	if d.waiting {
 		d.waiting = false
 		d.after(int64(d.w.limits.TCPIdleTimeout))
 	}
-	e := t.cluster.Pick(t.endpoint)
+	e := t.cluster.Pick(upstream.Request{Client: d.peer.Addr(), Hash: d.addressHash(), Hashed: true}, t.endpoint)
 	if e == nil {
 		t.end(flow.ReasonNoHealthyEndpoint, "")
 		return
@@ -107,6 +116,12 @@ func (t *tunnel) choose() {
 func (t *tunnel) connect(e *upstream.Endpoint) {
 	t.tries++
 	t.endpoint = e
+	release, ok := e.Connect()
+	if !ok {
+		t.end(flow.ReasonBackendConnectionLimit, upstream.ErrConnectionLimit.Error())
+		return
+	}
+	t.unlimit = release
 	e.Active++
 	t.counted = true
 	t.dial = &upstream.Dial{Done: t.dialed}
@@ -116,6 +131,10 @@ func (t *tunnel) connect(e *upstream.Endpoint) {
 func (t *tunnel) uncount() {
 	if t.counted {
 		t.counted = false
+		if t.unlimit != nil {
+			t.unlimit()
+			t.unlimit = nil
+		}
 		t.endpoint.Done()
 	}
 }
@@ -123,6 +142,9 @@ func (t *tunnel) uncount() {
 func (t *tunnel) dialed(_ *upstream.Dial, c *loop.Conn, err error) {
 	t.dial = nil
 	if err != nil {
+		if t.cluster != nil && !errors.Is(err, upstream.ErrNoSocket) {
+			t.endpoint.Failed()
+		}
 		t.uncount()
 		if t.tries < tunnelTries && t.cluster != nil && t.cluster.Len() > 1 {
 			t.choose()

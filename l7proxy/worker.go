@@ -69,7 +69,7 @@ func newWorker(p *Proxy, id int) (*worker, error) {
 	w := &worker{
 		proxy: p, id: id, loop: l, limits: p.limits, metrics: p.metrics,
 		headLimits: http1.Limits{MaxHeadBytes: p.limits.MaxHeadBytes, MaxFields: p.limits.MaxFields},
-		set:        upstream.NewSet(),
+		set:        upstream.NewSet(p.registry, upstream.Here{Node: p.cfg.Node, Zone: p.cfg.Zone}),
 		cipher:     make([]byte, 64<<10),
 		listeners:  map[*socket]*loop.Listener{},
 		wanted:     map[mesh.Ref]int64{},
@@ -235,7 +235,7 @@ func (w *worker) cluster(name string) (*upstream.Cluster, mesh.Kind) {
 		w.set.Remove(name)
 		return nil, mesh.KindClusterEndpoints
 	}
-	c := w.set.Update(name, config, endpoints, endpoints.Endpoints)
+	c := w.set.Update(name, config, generation, endpoints, endpoints.Endpoints)
 	c.Checked = generation
 	return c, ""
 }
@@ -309,8 +309,9 @@ func (w *worker) stillWaiting(x waiter) bool {
 // poolDial is an attempt on behalf of a pool.
 type poolDial struct {
 	upstream.Dial
-	w    *worker
-	pool *upstream.Pool
+	w       *worker
+	pool    *upstream.Pool
+	release func() // of the cluster's limit
 }
 
 // dialPool starts as many attempts as those who wait need.
@@ -319,9 +320,22 @@ func (w *worker) dialPool(pool *upstream.Pool) {
 		if pool.Protocol == upstream.HTTP2 && pool.Connecting > 0 || pool.Connecting >= pool.Waiting() {
 			return
 		}
+		release, ok := pool.Endpoint.Connect()
+		if !ok {
+			if pool.Open+pool.Connecting > 0 {
+				return // those who wait get one that is in use now
+			}
+			w.loop.Post(func() {
+				if pool.Waiting() > 0 && pool.Open+pool.Connecting == 0 {
+					pool.Failed(upstream.ErrConnectionLimit)
+					w.dialPool(pool)
+				}
+			})
+			return
+		}
 		pool.Connecting++
 		w.metrics.connects.Inc()
-		p := &poolDial{w: w, pool: pool}
+		p := &poolDial{w: w, pool: pool, release: release}
 		p.Done = p.done
 		w.dialer.Start(pool.Workload, pool.Endpoint.AddrPort, &p.Dial)
 	}
@@ -333,10 +347,21 @@ func (p *poolDial) done(_ *upstream.Dial, c *loop.Conn, err error) {
 		pool.Connecting-- // of HTTP/2 when the SETTINGS are here
 	}
 	if err != nil {
+		p.release()
 		w.metrics.connectFailures.Inc()
 		pool.Failed(err)
 		w.dialPool(pool)
 		return
+	}
+	pool.Open++
+	release := p.release
+	c.OnClose = func() {
+		pool.Open--
+		release()
+		if pool.Waiting() > 0 {
+			// Somebody waits who was not let dial.
+			w.loop.Post(func() { w.dialPool(pool) })
+		}
 	}
 	var conn upstream.Conn
 	if pool.Protocol == upstream.HTTP2 {

@@ -31,6 +31,9 @@ type Conn struct {
 	eof      bool // a read returned 0
 
 	peer netip.Addr // of Connect; the key in loop.peers
+
+	// OnClose, if set, is called once, by Close.
+	OnClose func()
 }
 
 // Attach registers the non-blocking socket fd, which becomes the Conn's, also on
@@ -342,6 +345,10 @@ func (c *Conn) Close() {
 	c.loop.release(c.slot)
 	c.fd = -1
 	c.handler = nil
+	if f := c.OnClose; f != nil {
+		c.OnClose = nil
+		f()
+	}
 	if peers := c.loop.peers[c.peer]; peers != nil {
 		delete(peers, c)
 		if len(peers) == 0 {

@@ -28,8 +28,12 @@ func enter(n *atomic.Int64, limit int) bool {
 // reached. Done ends it.
 func (e *Endpoint) Begin() bool {
 	if l := e.limits(); l != nil && l.Requests > 0 {
-		if !enter(&e.host.shared.requests, l.Requests) {
+		s := e.host.shared
+		if !enter(&s.requests, l.Requests) {
 			return false
+		}
+		if e.limitedBy != s {
+			e.limited, e.limitedBy = 0, s
 		}
 		e.limited++
 	}
@@ -116,18 +120,16 @@ const budgetSlots = 16
 // is emptied by whoever comes first; what another loop counts at that moment may be
 // lost, which is a part of a slot.
 type budget struct {
+	epoch time.Time // where the numbers of slots begin
 	slots [budgetSlots]struct {
 		at                atomic.Int64 // number of the slot since the epoch
 		requests, retries atomic.Int64
 	}
 }
 
-// epoch is where the numbers of slots begin.
-var epoch = time.Now()
-
 func (b *budget) slot(r *mesh.RetryBudget) int64 {
 	width := max(r.Interval, time.Second) / budgetSlots
-	return int64(time.Since(epoch)/width) + 1
+	return int64(time.Since(b.epoch)/width) + 1
 }
 
 // count adds to the present slot: a request, or a retry.

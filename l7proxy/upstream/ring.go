@@ -6,7 +6,6 @@ import (
 	"strconv"
 
 	"github.com/cespare/xxhash/v2"
-
 )
 
 // minRing is the least number of points of a ring: Envoy's default, so that the same
@@ -53,8 +52,9 @@ func newRing(hosts []*Host) *ring {
 	return r
 }
 
-// pick returns the first endpoint at or after a hash that take accepts, nil if it
-// accepts none. endpoints are those that the ring is of, in its order.
+// pick returns the first endpoint at or after a hash that is in the tier, is usable if
+// it must be, and is not avoid; nil if there is none. endpoints are those that the ring
+// is of, in its order.
 func (r *ring) pick(hash uint64, endpoints []*Endpoint, tier uint8, usable bool, avoid *Endpoint) *Endpoint {
 	n := len(r.points)
 	if n == 0 {
@@ -88,4 +88,3 @@ func HashText(p []byte) uint64 { return xxhash.Sum64(p) }
 
 // JoinHash adds the hash of another thing to a hash, as Envoy's HashPolicyImpl does.
 func JoinHash(hash, next uint64) uint64 { return (hash<<1 | hash>>63) ^ next }
-

@@ -138,6 +138,7 @@ func (r *Registry) shared(name string) *Shared {
 	s := r.clusters[name]
 	if s == nil {
 		s = &Shared{registry: r, name: name, hosts: map[netip.AddrPort]*Host{}}
+		s.budget.epoch = time.Now()
 		s.closed = r.closed
 		r.clusters[name] = s
 	}

@@ -90,14 +90,15 @@ type Endpoint struct {
 	// Active is how many requests and raw connections are under way.
 	Active int
 
-	limited int // of Active, what counts against the cluster's limit
-	refs    int
-	pools   []*Pool
-	set     *Set
-	cluster *Cluster // nil if it is in none
-	host    *Host    // nil if the cluster has no configuration
-	tier    uint8
-	usable  bool
+	limited   int     // of Active, what counts against the limit
+	limitedBy *Shared // of this cluster
+	refs      int
+	pools     []*Pool
+	set       *Set
+	cluster   *Cluster // nil if it is in none
+	host      *Host    // nil if the cluster has no configuration
+	tier      uint8
+	usable    bool
 }
 
 // Update makes the cluster what config (nil: unknown) and the endpoints say. It
@@ -214,7 +215,7 @@ func (e *Endpoint) Done() {
 	e.Active--
 	if e.limited > 0 {
 		e.limited--
-		e.host.shared.requests.Add(-1)
+		e.limitedBy.requests.Add(-1)
 	}
 	e.forget()
 }
@@ -259,9 +260,10 @@ type Pool struct {
 	Open int
 	// conns are, of HTTP/1, the unused connections, the last used at the end; of
 	// HTTP/2 all that may take more streams.
-	conns   []Conn
-	waiters []Waiter
-	limited int // of waiters, those that count against the cluster's limit
+	conns     []Conn
+	waiters   []Waiter
+	limited   int     // of waiters, those that count against the limit
+	limitedBy *Shared // of this cluster
 }
 
 // Get returns a connection that can take an exchange, nil if there is none. An
@@ -330,8 +332,12 @@ func (p *Pool) Remove(c Conn) {
 // does nothing, if the cluster's limit of those who wait is reached.
 func (p *Pool) Wait(w Waiter) bool {
 	if l := p.Endpoint.limits(); l != nil && l.PendingRequests > 0 {
-		if !enter(&p.Endpoint.host.shared.pending, l.PendingRequests) {
+		s := p.Endpoint.host.shared
+		if !enter(&s.pending, l.PendingRequests) {
 			return false
+		}
+		if p.limitedBy != s {
+			p.limited, p.limitedBy = 0, s
 		}
 		p.limited++
 	}
@@ -343,7 +349,7 @@ func (p *Pool) Wait(w Waiter) bool {
 func (p *Pool) waited() {
 	if p.limited > 0 {
 		p.limited--
-		p.Endpoint.host.shared.pending.Add(-1)
+		p.limitedBy.pending.Add(-1)
 	}
 }
 
@@ -396,4 +402,31 @@ func (p *Pool) retire() {
 	for _, c := range conns {
 		c.Retire()
 	}
+}
+
+// Waiting is how many requests of this loop wait for a connection to any endpoint of c.
+func (c *Cluster) Waiting() int {
+	n := 0
+	for _, e := range c.endpoints {
+		for _, p := range e.pools {
+			n += len(p.waiters)
+		}
+	}
+	return n
+}
+
+// Uses is how many connections and requests this loop has at an address, in whichever
+// cluster.
+func (s *Set) Uses(a netip.AddrPort) int {
+	n := 0
+	for key, e := range s.endpoints {
+		if key.addr != a {
+			continue
+		}
+		n += e.Active
+		for _, p := range e.pools {
+			n += p.Open + p.Connecting
+		}
+	}
+	return n
 }

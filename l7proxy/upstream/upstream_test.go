@@ -19,13 +19,13 @@ func eps(ports ...uint16) []mesh.Endpoint {
 type source struct{ _ int }
 
 func TestPickLeastLoaded(t *testing.T) {
-	s := NewSet()
-	c := s.Update("a", nil, &source{}, eps(1, 2, 3, 4))
+	s := NewSet(NewRegistry(nil, nil), Here{})
+	c := s.Update("a", nil, 0, &source{}, eps(1, 2, 3, 4))
 	// With the choice of two, the most loaded is never taken.
 	c.endpoints[2].Active = 100
 	seen := map[uint16]int{}
 	for range 4000 {
-		e := c.Pick(nil)
+		e := c.Pick(Request{}, nil)
 		seen[e.AddrPort.Port()]++
 	}
 	if seen[3] > 0 || len(seen) != 3 {
@@ -35,25 +35,25 @@ func TestPickLeastLoaded(t *testing.T) {
 	avoid := c.endpoints[0]
 	seen = map[uint16]int{}
 	for range 4000 {
-		e := c.Pick(avoid)
+		e := c.Pick(Request{}, avoid)
 		seen[e.AddrPort.Port()]++
 	}
 	if seen[1] > 0 || seen[2] == 0 || seen[4] == 0 {
 		t.Errorf("avoiding 1: %v", seen)
 	}
-	two := s.Update("b", nil, &source{}, eps(7, 8))
+	two := s.Update("b", nil, 0, &source{}, eps(7, 8))
 	for range 100 {
-		if e := two.Pick(two.endpoints[1]); e.AddrPort.Port() != 7 {
+		if e := two.Pick(Request{}, two.endpoints[1]); e.AddrPort.Port() != 7 {
 			t.Fatal("took the endpoint to avoid")
 		}
 	}
-	if one := s.Update("c", nil, &source{}, eps(9)); one.Pick(one.endpoints[0]) == nil {
+	if one := s.Update("c", nil, 0, &source{}, eps(9)); one.Pick(Request{}, one.endpoints[0]) == nil {
 		t.Error("the only endpoint was avoided")
 	}
-	if s.Update("d", nil, &source{}, nil).Pick(nil) != nil {
+	if s.Update("d", nil, 0, &source{}, nil).Pick(Request{}, nil) != nil {
 		t.Error("picked from nothing")
 	}
-	if n := testing.AllocsPerRun(100, func() { c.Pick(nil) }); n > 0 {
+	if n := testing.AllocsPerRun(100, func() { c.Pick(Request{}, nil) }); n > 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
@@ -75,10 +75,10 @@ type fakeWaiter struct {
 func (w *fakeWaiter) Dialed(c Conn, err error) { w.conn, w.err, w.n = c, err, w.n+1 }
 
 func TestEndpointsKeepTheirState(t *testing.T) {
-	s := NewSet()
+	s := NewSet(NewRegistry(nil, nil), Here{})
 	first, second := &source{}, &source{}
-	c := s.Update("a", nil, first, eps(1, 2))
-	if s.Update("a", nil, first, nil) != c || c.Len() != 2 {
+	c := s.Update("a", nil, 0, first, eps(1, 2))
+	if s.Update("a", nil, 0, first, nil) != c || c.Len() != 2 {
 		t.Error("an unchanged source was read again")
 	}
 	e1, e2 := c.endpoints[0], c.endpoints[1]
@@ -86,34 +86,37 @@ func TestEndpointsKeepTheirState(t *testing.T) {
 	e1.Pool(0, HTTP1).Put(conn1)
 	e2.Pool(0, HTTP1).Put(conn2)
 	e2.Active++
-	s.Update("b", nil, first, eps(1))
-	s.Update("a", nil, second, eps(3))
-	if conn1.retired {
-		t.Error("an endpoint that is still in a cluster lost its connections")
+	other := s.Update("b", nil, 0, first, eps(1)).endpoints[0]
+	if other == e1 {
+		t.Error("two clusters share an endpoint's connections, which their policies may forbid")
+	}
+	s.Update("a", nil, 0, second, eps(1, 3))
+	if conn1.retired || c.endpoints[0] != e1 {
+		t.Error("an endpoint that stays lost its connections")
 	}
 	if !conn2.retired {
-		t.Error("an endpoint that is in no cluster kept an unused connection")
+		t.Error("an endpoint that left kept an unused connection")
 	}
-	if s.endpoint(&e2.Endpoint) != e2 {
+	if s.endpoint("a", &e2.Endpoint) != e2 {
 		t.Error("an endpoint was forgotten with a request under way")
-	}
-	e2.Done()
-	if _, ok := s.endpoints[e2.AddrPort]; ok {
-		t.Error("an endpoint without use was not forgotten")
 	}
 	late := &fakeConn{room: 1}
 	if e2.Pool(0, HTTP1).Put(late) {
-		t.Error("a connection to a forgotten endpoint was kept")
+		t.Error("a connection to an endpoint that left went back to the pool")
 	}
-	s.Remove("b")
+	e2.Done()
+	if _, ok := s.endpoints[endpointKey{"a", e2.AddrPort}]; ok {
+		t.Error("an endpoint without use was not forgotten")
+	}
+	s.Remove("a")
 	if !conn1.retired || len(s.endpoints) != 1 {
-		t.Errorf("after the last cluster: retired %v, %d endpoints", conn1.retired, len(s.endpoints))
+		t.Errorf("after the cluster: retired %v, %d endpoints", conn1.retired, len(s.endpoints))
 	}
 }
 
 func TestPoolOfHTTP1(t *testing.T) {
-	s := NewSet()
-	e := s.Update("a", nil, &source{}, eps(1)).endpoints[0]
+	s := NewSet(NewRegistry(nil, nil), Here{})
+	e := s.Update("a", nil, 0, &source{}, eps(1)).endpoints[0]
 	p := e.Pool(7, HTTP1)
 	if e.Pool(7, HTTP1) != p || e.Pool(8, HTTP1) == p || e.Pool(7, HTTP2) == p {
 		t.Error("pools are not kept apart by workload and protocol")
@@ -152,8 +155,8 @@ func TestPoolOfHTTP1(t *testing.T) {
 }
 
 func TestPoolOfHTTP2(t *testing.T) {
-	s := NewSet()
-	p := s.Update("a", nil, &source{}, eps(1)).endpoints[0].Pool(0, HTTP2)
+	s := NewSet(NewRegistry(nil, nil), Here{})
+	p := s.Update("a", nil, 0, &source{}, eps(1)).endpoints[0].Pool(0, HTTP2)
 	var ws []*fakeWaiter
 	for range 5 {
 		w := &fakeWaiter{}

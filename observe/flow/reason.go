@@ -78,6 +78,20 @@ const (
 	ReasonIdleTimeout Reason = 119
 	// ReasonInternal: the node proxy could not do its part; its log says why.
 	ReasonInternal Reason = 120
+
+	// ReasonBackendConnectionLimit: the backend's limit of connections is reached.
+	ReasonBackendConnectionLimit Reason = 140
+	// ReasonBackendPendingLimit: the backend's limit of requests that wait for a
+	// connection is reached.
+	ReasonBackendPendingLimit Reason = 141
+	// ReasonBackendRequestLimit: the backend's limit of concurrent requests is reached.
+	ReasonBackendRequestLimit Reason = 142
+	// ReasonRetryBudget: the try failed, and the backend's retry budget is spent.
+	ReasonRetryBudget Reason = 143
+	// ReasonHealthCheckFailed: the endpoint fails its health checks.
+	ReasonHealthCheckFailed Reason = 144
+	// ReasonEjected: the endpoint is out for a while because of its answers.
+	ReasonEjected Reason = 145
 )
 
 var reasonTexts = map[Reason]string{
@@ -113,6 +127,13 @@ var reasonTexts = map[Reason]string{
 	ReasonUnsupported:           "unsupported",
 	ReasonIdleTimeout:           "idle-timeout",
 	ReasonInternal:              "internal",
+
+	ReasonBackendConnectionLimit: "backend-connection-limit",
+	ReasonBackendPendingLimit:    "backend-pending-limit",
+	ReasonBackendRequestLimit:    "backend-request-limit",
+	ReasonRetryBudget:            "retry-budget",
+	ReasonHealthCheckFailed:      "health-check-failed",
+	ReasonEjected:                "ejected",
 }
 
 // Reasons returns every reason with its text, ReasonNone excepted.

@@ -280,6 +280,8 @@ func encodeOutlier(o *mesh.OutlierDetection, m *clusterv3.Cluster) error {
 		MaxEjectionTime:    durationpb.New(o.MaxEjectionTime),
 		MaxEjectionPercent: wrapperspb.UInt32(uint32(o.MaxEjectionPercent)),
 		AlwaysEjectOneHost: wrapperspb.Bool(true),
+		// A check that passes says nothing of the answers that others had.
+		SuccessfulActiveHealthCheckUnejectHost: wrapperspb.Bool(false),
 		// Envoy's other detectors are on unless they are switched off.
 		EnforcingSuccessRate:                   none,
 		EnforcingLocalOriginSuccessRate:        none,
@@ -341,6 +343,8 @@ func encodeHealthCheck(h *mesh.HealthCheck, m *clusterv3.Cluster) error {
 		out.HealthChecker = &corev3.HealthCheck_HttpHealthCheck_{HttpHealthCheck: &corev3.HealthCheck_HttpHealthCheck{
 			Path: h.Path, Host: h.Host,
 			ExpectedStatuses: []*typev3.Int64Range{{Start: int64(h.MinStatus), End: int64(h.MaxStatus) + 1}},
+			// Without these one other status would be enough, whatever the threshold.
+			RetriableStatuses: []*typev3.Int64Range{{Start: 100, End: 600}},
 		}}
 	case mesh.CheckGRPC:
 		out.HealthChecker = &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{ServiceName: h.Service}}
