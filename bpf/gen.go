@@ -6,4 +6,4 @@
 // inbound.h, host.h and capture.h hold the hooks, include/ what they share.
 package bpf
 
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type event -type layout -type capture_port -type verdict -type hook -type service_flags -type packet_count -type frontend -type addr Mesh mesh.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type event -type layout -type capture_port -type verdict -type hook -type service_flags -type membership -type packet_count -type frontend -type addr Mesh mesh.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror

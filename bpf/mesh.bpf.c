@@ -15,6 +15,7 @@ const struct {
 	enum verdict verdict;
 	enum hook hook;
 	enum service_flags service_flags;
+	enum membership membership;
 	enum packet_count packet_count;
 	struct event event;
 } exported_types = {};

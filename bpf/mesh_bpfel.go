@@ -146,6 +146,14 @@ type MeshMemberKey struct {
 	Service uint32
 }
 
+type MeshMembership uint32
+
+const (
+	MeshMembershipMEMBER_NONE     MeshMembership = 0
+	MeshMembershipMEMBER_USED     MeshMembership = 1
+	MeshMembershipMEMBER_DRAINING MeshMembership = 2
+)
+
 type MeshNeighbour struct {
 	_       structs.HostLayout
 	Ifindex uint32
@@ -206,6 +214,7 @@ const (
 	MeshServiceFlagsSERVICE_STEERED  MeshServiceFlags = 1
 	MeshServiceFlagsSERVICE_AFFINITY MeshServiceFlags = 2
 	MeshServiceFlagsSERVICE_DNS      MeshServiceFlags = 4
+	MeshServiceFlagsSERVICE_LOCAL    MeshServiceFlags = 8
 )
 
 type MeshTuple struct {

@@ -93,7 +93,10 @@ static __always_inline enum verdict decide(struct call *c, const struct datagram
 		return VERDICT_FORWARDED;
 	case LOOKUP_EMPTY:
 		c->event.service = c->choice.service;
-		return refuse(c, REASON_NO_ENDPOINT, ECONNREFUSED);
+		return refuse(c,
+			      c->choice.flags & SERVICE_LOCAL ? REASON_NO_LOCAL_ENDPOINT :
+								REASON_NO_ENDPOINT,
+			      ECONNREFUSED);
 	case LOOKUP_FOUND:
 		c->event.service = c->choice.service;
 		c->event.verdict = VERDICT_TRANSLATED;

@@ -18,6 +18,12 @@ type Service struct {
 	ExternalName string
 	// Headless services answer DNS with their endpoints and are not balanced.
 	Headless bool
+	// Hosts are the endpoints of a headless service that has no ports; their own ports
+	// are zero. Other services have none.
+	Hosts []Endpoint
+	// Local says that internalTrafficPolicy is Local: a client gets endpoints of its
+	// own node or none.
+	Local bool
 }
 
 // AppProtocol says what is spoken on a port when its owner said so
@@ -45,6 +51,9 @@ type ServicePort struct {
 	// Endpoints in the order of their addresses. Only those that may get new
 	// connections: ready ones, else serving and terminating ones.
 	Endpoints []Endpoint
+	// Draining are the others, in the order of their addresses: they get no new
+	// connections, and the ones that they have go on.
+	Draining []Endpoint
 }
 
 // Endpoint is an address and port behind a service port.
@@ -55,6 +64,12 @@ type Endpoint struct {
 	Node     string
 	// Zone is the topology zone, or empty. Only clusters know it.
 	Zone string
+	// Terminating endpoints still serve: where there is no ready one they are used.
+	// Only services know it.
+	Terminating bool
+	// Weight is the share of connections that the endpoint gets of those that the kernel
+	// balances, relative to the others; zero counts as one. Only services know it.
+	Weight uint32
 	// Hostname is the endpoint's own DNS label in a headless service, or empty.
 	Hostname string
 }

@@ -60,8 +60,8 @@ struct {
 } endpoints SEC(".maps");
 
 /*
- * The endpoints of services whose clients keep one (affinity or UDP), by address; the value
- * means nothing. Written by service. Pinned.
+ * The endpoints of services whose clients keep one (affinity or UDP), by address -> enum
+ * membership. Written by service. Pinned.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -72,11 +72,13 @@ static __always_inline enum lookup service_load(const struct frontend *key, stru
 	return LOOKUP_EMPTY;
 }
 
-static __always_inline bool is_member(__u32 service, const union addr *addr, __be16 port)
+static __always_inline enum membership membership(__u32 service, const union addr *addr,
+						    __be16 port)
 {
 	struct member_key key = { .addr = *addr, .port = port, .service = service };
+	__u32 *is = bpf_map_lookup_elem(&members, &key);
 
-	return bpf_map_lookup_elem(&members, &key) != 0;
+	return is ? *is : MEMBER_NONE;
 }
 
 /* affinity_load - the endpoint that a client keeps; false if it keeps none. */
@@ -94,7 +96,7 @@ static __always_inline bool affinity_load(const struct affinity_key *key, __u32 
 	addr_load_fresh(&out->addr, &a->addr);
 	out->port = load_fresh(a->port);
 	/* This also catches an element that was used again for another client. */
-	if (!is_member(key->service, &out->addr, out->port))
+	if (membership(key->service, &out->addr, out->port) != MEMBER_USED)
 		return false;
 	a->used = now;
 	return true;
@@ -148,19 +150,19 @@ static __always_inline enum lookup service_choose(const struct frontend *key, __
 			return LOOKUP_PROXY;
 		if ((s.flags & SERVICE_STEERED) && key->protocol == IPPROTO_TCP)
 			return LOOKUP_PROXY;
-		if (!s.count)
-			return LOOKUP_EMPTY;
 		affinity.service = s.id;
 		if ((s.flags & SERVICE_AFFINITY) &&
 		    affinity_load(&affinity, s.affinity_seconds, out))
 			return LOOKUP_FOUND;
 		if (kept && kept->chosen_port && kept->service == s.id &&
 		    (kept->generation == s.generation ||
-		     is_member(s.id, &kept->chosen, kept->chosen_port))) {
+		     membership(s.id, &kept->chosen, kept->chosen_port))) {
 			out->addr = kept->chosen;
 			out->port = kept->chosen_port;
 			return LOOKUP_FOUND;
 		}
+		if (!s.count)
+			return LOOKUP_EMPTY;
 		if (key->protocol == IPPROTO_TCP)
 			random = bpf_get_prandom_u32();
 		else

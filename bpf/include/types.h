@@ -59,6 +59,14 @@ enum service_flags {
 	SERVICE_STEERED = 1 << 0,  /* TCP goes to the node proxy */
 	SERVICE_AFFINITY = 1 << 1, /* a client keeps its endpoint */
 	SERVICE_DNS = 1 << 2,      /* answered by the node proxy's DNS server */
+	SERVICE_LOCAL = 1 << 3,    /* has endpoints, but of other nodes, which its policy rules out */
+};
+
+/* What an endpoint is to its service. */
+enum membership {
+	MEMBER_NONE = 0,
+	MEMBER_USED = 1,     /* gets new flows */
+	MEMBER_DRAINING = 2, /* keeps those that it has */
 };
 
 /*

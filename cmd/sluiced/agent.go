@@ -128,7 +128,7 @@ func runAgent(ctx context.Context, s *settings) error {
 	if a.steer, err = steer.New(steer.Config{Datapath: a.datapath, Logger: component("steer")}); err != nil {
 		return err
 	}
-	if a.services, err = service.New(service.Config{Datapath: a.datapath, DNS: s.dns(), Registerer: a.reg, Logger: component("service")}); err != nil {
+	if a.services, err = service.New(service.Config{Datapath: a.datapath, DNS: s.dns(), Node: s.NodeName, Registerer: a.reg, Logger: component("service")}); err != nil {
 		return err
 	}
 	reader, err := events.New(events.Config{

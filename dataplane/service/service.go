@@ -24,6 +24,9 @@ type Config struct {
 	// DNS are the addresses of the DNS service: port 53 of them, TCP and UDP, is
 	// answered by the node proxy, whatever a Service says of it.
 	DNS []netip.Addr
+	// Node is the name of this node, to which services with a Local traffic policy are
+	// bound.
+	Node string
 	// Registerer may be nil.
 	Registerer prometheus.Registerer
 	Logger     *slog.Logger
@@ -51,19 +54,27 @@ type frontend struct {
 type want struct {
 	flags           uint32
 	affinitySeconds uint32
-	endpoints       []netip.AddrPort // in the order of slots
+	endpoints       []netip.AddrPort // in the order of slots; one with more weight has more slots
 	members         bool             // endpoints are looked up by address, too
+	// draining are looked up by address only: nobody is sent there, and flows go on. Nil
+	// without members.
+	draining []netip.AddrPort
 }
 
 func (w want) equal(o want) bool {
 	return w.flags == o.flags && w.affinitySeconds == o.affinitySeconds &&
-		w.members == o.members && slices.Equal(w.endpoints, o.endpoints)
+		w.members == o.members && w.sameEndpoints(o)
+}
+
+func (w want) sameEndpoints(o want) bool {
+	return slices.Equal(w.endpoints, o.endpoints) && slices.Equal(w.draining, o.draining)
 }
 
 // Table is the service tables.
 type Table struct {
 	maps *bpf.MeshMaps
 	log  *slog.Logger
+	node string
 
 	frontends map[bpf.MeshFrontend]*frontend
 	owned     map[string][]bpf.MeshFrontend // by the key of the service
@@ -88,6 +99,7 @@ func New(cfg Config) (*Table, error) {
 	t := &Table{
 		maps:            cfg.Datapath.Maps(),
 		log:             cfg.Logger,
+		node:            cfg.Node,
 		frontends:       map[bpf.MeshFrontend]*frontend{},
 		owned:           map[string][]bpf.MeshFrontend{},
 		failed:          map[string]*mesh.Service{},
@@ -190,7 +202,7 @@ type claim struct {
 func (t *Table) planService(b *batch, key string, s *mesh.Service) (dropped []claim) {
 	wanted := map[bpf.MeshFrontend]want{}
 	if s != nil && !s.Headless {
-		wanted = wants(s)
+		wanted = t.wants(s)
 	}
 	var owned []bpf.MeshFrontend
 	for f, w := range wanted {
@@ -237,7 +249,7 @@ func (t *Table) plan(b *batch, key bpf.MeshFrontend, owner string, w want) {
 	case old == nil:
 		t.nextID++
 		now.id, now.generation = t.nextID, t.firstGeneration
-	case old.partial || !slices.Equal(old.endpoints, w.endpoints):
+	case old.partial || !old.sameEndpoints(w):
 		now.id, now.generation = old.id, old.generation+1
 	default:
 		now.id, now.generation = old.id, old.generation
@@ -249,7 +261,7 @@ func (t *Table) plan(b *batch, key bpf.MeshFrontend, owner string, w want) {
 }
 
 // wants returns the frontends of a service.
-func wants(s *mesh.Service) map[bpf.MeshFrontend]want {
+func (t *Table) wants(s *mesh.Service) map[bpf.MeshFrontend]want {
 	out := make(map[bpf.MeshFrontend]want, len(s.VIPs)*len(s.Ports))
 	for _, vip := range s.VIPs {
 		vip = vip.Unmap()
@@ -265,10 +277,13 @@ func wants(s *mesh.Service) map[bpf.MeshFrontend]want {
 					w.affinitySeconds = seconds(s.AffinityTimeout)
 					w.members = true
 				}
-				for _, e := range p.Endpoints {
-					if a := e.AddrPort.Addr().Unmap(); a.Is4() == vip.Is4() {
-						w.endpoints = append(w.endpoints, netip.AddrPortFrom(a, e.AddrPort.Port()))
-					}
+				use, elsewhere := t.usable(s, p)
+				if elsewhere {
+					w.flags |= uint32(bpf.MeshServiceFlagsSERVICE_LOCAL)
+				}
+				w.endpoints = slots(use, vip)
+				if w.members {
+					w.draining = unused(p, vip, w.endpoints)
 				}
 			}
 			out[bpf.FrontendFrom(netip.AddrPortFrom(vip, p.Port), uint8(p.Protocol))] = w

@@ -48,8 +48,8 @@ func (t *Table) write(b *batch) map[string]error {
 				endpoints.add(key, k, v)
 			}
 		}
-		for k := range added(old, now) {
-			members.add(key, k, 1)
+		for k, v := range joined(old, now) {
+			members.add(key, k, v)
 		}
 	}
 	put(t.maps.Endpoints, &endpoints, failed)
@@ -80,7 +80,7 @@ func (t *Table) write(b *batch) map[string]error {
 				oldEndpoints.add(key, k, struct{}{})
 			}
 		}
-		for k := range added(keep, f) {
+		for k := range left(f, keep) {
 			oldMembers.add(key, k, struct{}{})
 		}
 	}
@@ -133,9 +133,7 @@ func (t *Table) count(old, now *frontend) {
 		}
 		t.frontendCount.Add(sign)
 		t.endpointCount.Add(sign * int64(len(f.endpoints)))
-		if f.members {
-			t.memberCount.Add(sign * int64(len(f.endpoints)))
-		}
+		t.memberCount.Add(sign * int64(len(f.memberships())))
 	}
 	add(old, -1)
 	add(now, 1)
@@ -160,20 +158,42 @@ func (f *frontend) member(e netip.AddrPort) bpf.MeshMemberKey {
 	return bpf.MeshMemberKey{Addr: bpf.AddrFrom(e.Addr()), Port: bpf.Port(e.Port()), Service: f.id}
 }
 
-// added yields the members that now has and old has not.
-func added(old, now *frontend) iter.Seq[bpf.MeshMemberKey] {
-	return func(yield func(bpf.MeshMemberKey) bool) {
-		if !now.members {
-			return
-		}
-		had := map[netip.AddrPort]bool{}
-		if old != nil && old.members && !old.partial && old.id == now.id {
-			for _, e := range old.endpoints {
-				had[e] = true
+// memberships returns what the members of a frontend are to be.
+func (f *frontend) memberships() map[bpf.MeshMemberKey]uint32 {
+	if f == nil || !f.members {
+		return nil
+	}
+	out := make(map[bpf.MeshMemberKey]uint32, len(f.endpoints)+len(f.draining))
+	for _, e := range f.draining {
+		out[f.member(e)] = uint32(bpf.MeshMembershipMEMBER_DRAINING)
+	}
+	for _, e := range f.endpoints {
+		out[f.member(e)] = uint32(bpf.MeshMembershipMEMBER_USED)
+	}
+	return out
+}
+
+// joined yields the members that now has and old has not, or as something else.
+func joined(old, now *frontend) iter.Seq2[bpf.MeshMemberKey, uint32] {
+	had := old.memberships()
+	if old != nil && old.partial {
+		had = nil
+	}
+	return func(yield func(bpf.MeshMemberKey, uint32) bool) {
+		for k, v := range now.memberships() {
+			if had[k] != v && !yield(k, v) {
+				return
 			}
 		}
-		for _, e := range now.endpoints {
-			if !had[e] && !yield(now.member(e)) {
+	}
+}
+
+// left yields the members that old has and now, which may be nil, has not.
+func left(old, now *frontend) iter.Seq[bpf.MeshMemberKey] {
+	has := now.memberships()
+	return func(yield func(bpf.MeshMemberKey) bool) {
+		for k := range old.memberships() {
+			if has[k] == 0 && !yield(k) {
 				return
 			}
 		}
@@ -273,7 +293,7 @@ func (t *Table) restore() error {
 	}
 	has := map[bpf.MeshMemberKey]bool{}
 	for _, f := range t.frontends {
-		for k := range added(nil, f) {
+		for k := range f.memberships() {
 			has[k] = true
 		}
 	}
@@ -283,14 +303,19 @@ func (t *Table) restore() error {
 	if err != nil {
 		return err
 	}
-	for _, k := range members.keys {
-		if !has[k] {
+	for i, k := range members.keys {
+		f := byID[k.Service]
+		switch {
+		case has[k] && members.values[i] == uint32(bpf.MeshMembershipMEMBER_USED):
+			seen[k] = true
+		case !has[k] && f != nil && f.members && members.values[i] == uint32(bpf.MeshMembershipMEMBER_DRAINING):
+			f.draining = append(f.draining, netip.AddrPortFrom(k.Addr.Addr(), bpf.Port(k.Port)))
+		case !has[k]:
 			strangers = append(strangers, k)
-			continue
 		}
-		seen[k] = true
 	}
 	for _, f := range t.frontends {
+		slices.SortFunc(f.draining, netip.AddrPort.Compare)
 		for _, e := range f.endpoints {
 			if !e.IsValid() || f.members && !seen[f.member(e)] {
 				f.partial = true

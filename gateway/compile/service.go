@@ -3,6 +3,7 @@ package compile
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -43,6 +44,7 @@ func Service(in ServiceInput) []mesh.Resource {
 	spec := &in.Service.Spec
 	name := mesh.Name{Namespace: in.Service.Namespace, Name: in.Service.Name}
 	svc := &mesh.Service{Name: name, Headless: spec.ClusterIP == corev1.ClusterIPNone}
+	svc.Local = spec.InternalTrafficPolicy != nil && *spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal
 	if spec.SessionAffinity == corev1.ServiceAffinityClientIP {
 		svc.AffinityTimeout = 3 * time.Hour // the API's default
 		if c := spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
@@ -68,7 +70,7 @@ func Service(in ServiceInput) []mesh.Resource {
 		default:
 			continue // SCTP
 		}
-		port.Endpoints = endpoints(&in, p)
+		port.Endpoints, port.Draining = endpoints(&in, p)
 		if port.Protocol == mesh.ProtocolTCP {
 			cluster := graph.ClusterName(name, port.Port)
 			resources = append(resources,
@@ -80,6 +82,9 @@ func Service(in ServiceInput) []mesh.Resource {
 			}
 		}
 		svc.Ports = append(svc.Ports, port)
+	}
+	if svc.Headless && len(spec.Ports) == 0 {
+		svc.Hosts, _ = endpoints(&in, nil)
 	}
 	return resources
 }
@@ -125,6 +130,7 @@ func oneFamily(spec *corev1.ServiceSpec, list []mesh.Endpoint) []mesh.Endpoint {
 	}
 	var preferred, other []mesh.Endpoint
 	for _, e := range list {
+		e.Weight, e.Terminating = 0, false
 		if e.AddrPort.Addr().Is4() == first {
 			preferred = append(preferred, e)
 		} else {
@@ -137,16 +143,20 @@ func oneFamily(spec *corev1.ServiceSpec, list []mesh.Endpoint) []mesh.Endpoint {
 	return preferred
 }
 
-// endpoints returns the endpoints of a port that may get new connections: ready
-// ones, else those that serve while they terminate (KEP-1669).
-func endpoints(in *ServiceInput, port *corev1.ServicePort) []mesh.Endpoint {
-	var ready, draining []mesh.Endpoint
-	add := func(e mesh.Endpoint, isReady, serving, terminating bool) {
+// endpoints returns the endpoints of a port, or of the Service without ports if port is
+// nil, that may get new connections: ready
+// ones, else those that serve while they terminate (KEP-1669); and the rest.
+func endpoints(in *ServiceInput, port *corev1.ServicePort) (use, draining []mesh.Endpoint) {
+	var ready, terminating, unready []mesh.Endpoint
+	add := func(e mesh.Endpoint, isReady, isServing, isTerminating bool) {
 		switch {
 		case isReady:
 			ready = append(ready, e)
-		case serving && terminating:
-			draining = append(draining, e)
+		case isServing && isTerminating:
+			e.Terminating = true
+			terminating = append(terminating, e)
+		default:
+			unready = append(unready, e)
 		}
 	}
 	if len(in.Slices) > 0 {
@@ -154,13 +164,38 @@ func endpoints(in *ServiceInput, port *corev1.ServicePort) []mesh.Endpoint {
 	} else if len(in.Service.Spec.Selector) > 0 {
 		fromPods(in, port, add)
 	}
+	use = ready
 	if len(ready) == 0 {
-		ready = draining
+		use, terminating = terminating, nil
 	}
-	slices.SortFunc(ready, func(a, b mesh.Endpoint) int { return a.AddrPort.Compare(b.AddrPort) })
 	// The same endpoint may be in two slices while one is being replaced
 	// (EndpointSlice documentation, "Duplicate endpoints").
-	return slices.CompactFunc(ready, func(a, b mesh.Endpoint) bool { return a.AddrPort == b.AddrPort })
+	use = once(use, nil)
+	return use, once(slices.Concat(terminating, unready), use)
+}
+
+// once returns endpoints in the order of their addresses, without duplicates and
+// without those of others, which are in that order.
+func once(list, others []mesh.Endpoint) []mesh.Endpoint {
+	byAddress := func(a, b mesh.Endpoint) int { return a.AddrPort.Compare(b.AddrPort) }
+	slices.SortStableFunc(list, byAddress)
+	list = slices.CompactFunc(list, func(a, b mesh.Endpoint) bool { return a.AddrPort == b.AddrPort })
+	return slices.DeleteFunc(list, func(e mesh.Endpoint) bool {
+		_, found := slices.BinarySearchFunc(others, e, byAddress)
+		return found
+	})
+}
+
+// WeightAnnotation on a Pod is its share of the connections to its Services that the
+// kernel balances, 1 to 100; 1 if absent or anything else.
+const WeightAnnotation = "sluice.dev/weight"
+
+func weightOf(pod *corev1.Pod) uint32 {
+	n, err := strconv.ParseUint(pod.Annotations[WeightAnnotation], 10, 32)
+	if err != nil || n < 2 || n > 100 {
+		return 0
+	}
+	return uint32(n)
 }
 
 func fromSlices(in *ServiceInput, port *corev1.ServicePort, add func(e mesh.Endpoint, ready, serving, terminating bool)) {
@@ -209,8 +244,11 @@ func fromSlices(in *ServiceInput, port *corev1.ServicePort, add func(e mesh.Endp
 	}
 }
 
-// slicePort finds a Service's port in a slice by its name.
+// slicePort finds a Service's port in a slice by its name; no port is zero.
 func slicePort(slice *discoveryv1.EndpointSlice, port *corev1.ServicePort) (uint16, bool) {
+	if port == nil {
+		return 0, true
+	}
 	protocol := port.Protocol
 	if protocol == "" {
 		protocol = corev1.ProtocolTCP
@@ -252,6 +290,7 @@ func fromPods(in *ServiceInput, port *corev1.ServicePort, add func(e mesh.Endpoi
 			}
 			e.AddrPort = netip.AddrPortFrom(addr, number)
 			e.Workload = in.Workload(pod.Namespace, pod.Name, addr)
+			e.Weight = weightOf(pod)
 			add(e, ready, serving, terminating)
 		}
 	}
@@ -268,8 +307,12 @@ func wantsFamily(spec *corev1.ServiceSpec, addr netip.Addr) bool {
 	return slices.Contains(spec.IPFamilies, family)
 }
 
-// targetPort resolves a targetPort, which may be the name of a container's port.
+// targetPort resolves a targetPort, which may be the name of a container's port; no
+// port is zero.
 func targetPort(pod *corev1.Pod, port *corev1.ServicePort) (uint16, bool) {
+	if port == nil {
+		return 0, true
+	}
 	if name := port.TargetPort.StrVal; name != "" {
 		protocol := port.Protocol
 		if protocol == "" {

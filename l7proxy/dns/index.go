@@ -158,17 +158,26 @@ func addresses(s *mesh.Service) iter.Seq[netip.Addr] {
 func endpoints(s *mesh.Service) iter.Seq2[string, netip.Addr] {
 	return func(yield func(string, netip.Addr) bool) {
 		seen := map[netip.Addr]bool{}
-		for i := range s.Ports {
-			for j := range s.Ports[i].Endpoints {
-				e := &s.Ports[i].Endpoints[j]
+		each := func(list []mesh.Endpoint) bool {
+			for i := range list {
+				e := &list[i]
 				a := e.AddrPort.Addr().Unmap()
 				if !a.IsValid() || seen[a] {
 					continue
 				}
 				seen[a] = true
 				if !yield(endpointLabel(e), a) {
-					return
+					return false
 				}
+			}
+			return true
+		}
+		if !each(s.Hosts) {
+			return
+		}
+		for i := range s.Ports {
+			if !each(s.Ports[i].Endpoints) {
+				return
 			}
 		}
 	}

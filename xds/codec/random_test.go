@@ -118,7 +118,14 @@ func (r random) service() *mesh.Service {
 	if r.chance(10) {
 		s.ExternalName = r.label() + ".example"
 	}
-	hosts := many(r, 6, r.endpoint)
+	hosts := many(r, 6, func() mesh.Endpoint {
+		e := r.endpoint()
+		e.Terminating = r.chance(20)
+		if r.chance(30) {
+			e.Weight = uint32(r.IntN(100))
+		}
+		return e
+	})
 	s.Ports = many(r, 4, func() mesh.ServicePort {
 		p := mesh.ServicePort{Name: r.label(), Port: r.port(), Protocol: mesh.ProtocolTCP, AppProtocol: r.appProtocol()}
 		if r.chance(30) {
@@ -134,10 +141,26 @@ func (r random) service() *mesh.Service {
 			if same {
 				h.AddrPort = netip.AddrPortFrom(h.AddrPort.Addr(), target)
 			}
-			p.Endpoints = append(p.Endpoints, h)
+			if r.chance(20) {
+				p.Draining = append(p.Draining, h)
+			} else {
+				p.Endpoints = append(p.Endpoints, h)
+			}
 		}
 		return p
 	})
+	s.Local = r.chance(20)
+	if s.Headless && len(s.Ports) == 0 {
+		for _, h := range hosts {
+			h.AddrPort = netip.AddrPortFrom(h.AddrPort.Addr(), 0)
+			s.Hosts = append(s.Hosts, h)
+		}
+		// As they are written: IPv4 first, each host once.
+		slices.SortStableFunc(s.Hosts, func(a, b mesh.Endpoint) int {
+			return a.AddrPort.Addr().BitLen() - b.AddrPort.Addr().BitLen()
+		})
+		s.Hosts = slices.Compact(s.Hosts)
+	}
 	return s
 }
 

@@ -3,8 +3,10 @@ package codec
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"net/netip"
+	"slices"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -23,10 +25,44 @@ type host struct {
 	workload mesh.Name
 	node     string
 	hostname string
+
+	weight      uint32
+	terminating bool
 }
 
 func hostOf(e *mesh.Endpoint) host {
-	return host{e.AddrPort.Addr(), e.Workload, e.Node, e.Hostname}
+	return host{e.AddrPort.Addr(), e.Workload, e.Node, e.Hostname, e.Weight, e.Terminating}
+}
+
+// endpoint returns the host's endpoint of a port.
+func (h *host) endpoint(port uint16) mesh.Endpoint {
+	return mesh.Endpoint{
+		AddrPort: netip.AddrPortFrom(h.addr, port), Workload: h.workload, Node: h.node, Hostname: h.hostname,
+		Weight: h.weight, Terminating: h.terminating,
+	}
+}
+
+// allEndpoints yields all endpoints of a service with the fields that they are in.
+func allEndpoints(s *mesh.Service) iter.Seq2[string, *mesh.Endpoint] {
+	return func(yield func(string, *mesh.Endpoint) bool) {
+		lists := []struct {
+			field string
+			list  []mesh.Endpoint
+		}{{"Hosts", s.Hosts}}
+		for i := range s.Ports {
+			lists = append(lists, []struct {
+				field string
+				list  []mesh.Endpoint
+			}{{fmt.Sprintf("Ports[%d].Endpoints", i), s.Ports[i].Endpoints}, {fmt.Sprintf("Ports[%d].Draining", i), s.Ports[i].Draining}}...)
+		}
+		for _, l := range lists {
+			for j := range l.list {
+				if !yield(l.field, &l.list[j]) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // texts interns the strings of a service.
@@ -62,8 +98,11 @@ func encodeService(s *mesh.Service) (*sluicev1.Service, error) {
 		Vips:         vips,
 		ExternalName: s.ExternalName,
 		Headless:     s.Headless,
+		Local:        s.Local,
 	}
 	switch {
+	case len(s.Hosts) > 0 && (len(s.Ports) > 0 || !s.Headless):
+		return nil, at("Hosts", "set on a service that has ports or is not headless")
 	case s.AffinityTimeout < 0:
 		return nil, at("AffinityTimeout", "negative")
 	case s.AffinityTimeout > 0:
@@ -86,8 +125,8 @@ func encodeService(s *mesh.Service) (*sluicev1.Service, error) {
 // encodeHosts writes the hosts of all ports into columns and returns their numbers.
 func encodeHosts(s *mesh.Service, m *sluicev1.Service) (map[host]uint32, error) {
 	total := 0
-	for i := range s.Ports {
-		total += len(s.Ports[i].Endpoints)
+	for range allEndpoints(s) {
+		total++
 	}
 	if total == 0 {
 		return nil, nil
@@ -95,30 +134,28 @@ func encodeHosts(s *mesh.Service, m *sluicev1.Service) (map[host]uint32, error) 
 	if total > maxServiceEndpoints {
 		return nil, at("Ports", "%d endpoints, more than %d", total, maxServiceEndpoints)
 	}
-	numbers := make(map[host]uint32, len(s.Ports[0].Endpoints))
+	numbers := make(map[host]uint32, total/max(1, len(s.Ports)))
 	var v4, v6 []host
-	for i := range s.Ports {
-		for j := range s.Ports[i].Endpoints {
-			e := &s.Ports[i].Endpoints[j]
-			if err := checkAddress(e.AddrPort.Addr()); err != nil {
-				return nil, below(fmt.Sprintf("Ports[%d].Endpoints[%d].AddrPort", i, j), err)
-			}
-			h := hostOf(e)
-			if _, ok := numbers[h]; ok {
-				continue
-			}
-			numbers[h] = 0
-			if h.addr.Is4() {
-				v4 = append(v4, h)
-			} else {
-				v6 = append(v6, h)
-			}
+	for field, e := range allEndpoints(s) {
+		if err := checkAddress(e.AddrPort.Addr()); err != nil {
+			return nil, below(field+"[].AddrPort", err)
+		}
+		h := hostOf(e)
+		if _, ok := numbers[h]; ok {
+			continue
+		}
+		numbers[h] = 0
+		if h.addr.Is4() {
+			v4 = append(v4, h)
+		} else {
+			v6 = append(v6, h)
 		}
 	}
 	t := textTable{num: map[string]uint32{}}
 	n := len(v4) + len(v6)
-	columns := make([]uint32, 4*n)
-	namespaces, workloads, nodes, names := columns[:n], columns[n:2*n], columns[2*n:3*n], columns[3*n:]
+	columns := make([]uint32, 6*n)
+	namespaces, workloads, nodes, names := columns[:n], columns[n:2*n], columns[2*n:3*n], columns[3*n:4*n]
+	weights, terminating := columns[4*n:5*n], columns[5*n:]
 	for i, h := range append(v4, v6...) {
 		numbers[h] = uint32(i)
 		if h.addr.Is4() {
@@ -132,12 +169,18 @@ func encodeHosts(s *mesh.Service, m *sluicev1.Service) (map[host]uint32, error) 
 		workloads[i] = t.number(h.workload.Name)
 		nodes[i] = t.number(h.node)
 		names[i] = t.number(h.hostname)
+		weights[i] = h.weight
+		if h.terminating {
+			terminating[i] = 1
+		}
 	}
 	m.Texts = t.list
 	m.HostNamespaces = unlessZero(namespaces)
 	m.HostWorkloads = unlessZero(workloads)
 	m.HostNodes = unlessZero(nodes)
 	m.HostNames = unlessZero(names)
+	m.HostWeights = unlessZero(weights)
+	m.HostTerminating = unlessZero(terminating)
 	return numbers, nil
 }
 
@@ -161,16 +204,21 @@ func encodePort(p *mesh.ServicePort, hosts map[host]uint32) (*sluicev1.Service_P
 		AppProtocol: string(p.AppProtocol),
 		Steered:     p.Steered,
 	}
-	if len(p.Endpoints) == 0 {
+	endpoints := p.Endpoints
+	if len(p.Draining) > 0 {
+		endpoints = slices.Concat(p.Endpoints, p.Draining)
+		m.Draining = uint32(len(p.Draining))
+	}
+	if len(endpoints) == 0 {
 		return m, nil
 	}
-	same, all := true, len(p.Endpoints) == len(hosts)
-	numbers := make([]uint32, len(p.Endpoints))
-	for i := range p.Endpoints {
-		e := &p.Endpoints[i]
+	same, all := true, len(endpoints) == len(hosts)
+	numbers := make([]uint32, len(endpoints))
+	for i := range endpoints {
+		e := &endpoints[i]
 		numbers[i] = hosts[hostOf(e)]
 		all = all && numbers[i] == uint32(i)
-		same = same && e.AddrPort.Port() == p.Endpoints[0].AddrPort.Port()
+		same = same && e.AddrPort.Port() == endpoints[0].AddrPort.Port()
 	}
 	if all {
 		m.AllHosts = true
@@ -178,12 +226,12 @@ func encodePort(p *mesh.ServicePort, hosts map[host]uint32) (*sluicev1.Service_P
 		m.Hosts = numbers
 	}
 	if same {
-		m.TargetPort = uint32(p.Endpoints[0].AddrPort.Port())
+		m.TargetPort = uint32(endpoints[0].AddrPort.Port())
 		return m, nil
 	}
-	m.TargetPorts = make([]uint32, len(p.Endpoints))
-	for i := range p.Endpoints {
-		m.TargetPorts[i] = uint32(p.Endpoints[i].AddrPort.Port())
+	m.TargetPorts = make([]uint32, len(endpoints))
+	for i := range endpoints {
+		m.TargetPorts[i] = uint32(endpoints[i].AddrPort.Port())
 	}
 	return m, nil
 }
@@ -211,6 +259,7 @@ func decodeService(m *sluicev1.Service) (*mesh.Service, error) {
 		Name:         mesh.Name{Namespace: m.GetNamespace(), Name: m.GetName()},
 		ExternalName: m.GetExternalName(),
 		Headless:     m.GetHeadless(),
+		Local:        m.GetLocal(),
 	}
 	if err := checkName(s.Name); err != nil {
 		return nil, below("name", err)
@@ -237,8 +286,13 @@ func decodeService(m *sluicev1.Service) (*mesh.Service, error) {
 		if err != nil {
 			return nil, below(fmt.Sprintf("ports[%d]", i), err)
 		}
-		total += len(p.Endpoints)
+		total += len(p.Endpoints) + len(p.Draining)
 		s.Ports = append(s.Ports, p)
+	}
+	if len(s.Ports) == 0 && s.Headless {
+		for i := range hosts {
+			s.Hosts = append(s.Hosts, hosts[i].endpoint(0))
+		}
 	}
 	return s, nil
 }
@@ -257,6 +311,26 @@ func decodeHosts(m *sluicev1.Service) ([]host, error) {
 	}
 	for ; len(v6) > 0; v6 = v6[16:] {
 		hosts = append(hosts, host{addr: netip.AddrFrom16([16]byte(v6))})
+	}
+	numbers := []struct {
+		field  string
+		column []uint32
+		most   uint32
+		set    func(*host, uint32)
+	}{
+		{"host_weights", m.GetHostWeights(), math.MaxUint32, func(h *host, n uint32) { h.weight = n }},
+		{"host_terminating", m.GetHostTerminating(), 1, func(h *host, n uint32) { h.terminating = n == 1 }},
+	}
+	for _, c := range numbers {
+		if len(c.column) != 0 && len(c.column) != len(hosts) {
+			return nil, at(c.field, "%d entries for %d hosts", len(c.column), len(hosts))
+		}
+		for i, n := range c.column {
+			if n > c.most {
+				return nil, at(fmt.Sprintf("%s[%d]", c.field, i), "%d is above %d", n, c.most)
+			}
+			c.set(&hosts[i], n)
+		}
 	}
 	columns := []struct {
 		field  string
@@ -321,11 +395,13 @@ func decodePort(m *sluicev1.Service_Port, hosts []host, limit int) (mesh.Service
 		return p, at("target_ports", "set together with target_port")
 	case len(targets) > 0 && len(targets) != n:
 		return p, at("target_ports", "%d entries for %d endpoints", len(targets), n)
+	case int64(m.GetDraining()) > int64(n):
+		return p, at("draining", "%d of %d endpoints", m.GetDraining(), n)
 	case n == 0:
 		return p, nil
 	}
-	p.Endpoints = make([]mesh.Endpoint, n)
-	for i := range p.Endpoints {
+	endpoints := make([]mesh.Endpoint, n)
+	for i := range endpoints {
 		number := uint32(i)
 		if !m.GetAllHosts() {
 			number = m.GetHosts()[i]
@@ -341,13 +417,13 @@ func decodePort(m *sluicev1.Service_Port, hosts []host, limit int) (mesh.Service
 		if err != nil {
 			return p, below("target_port", err)
 		}
-		h := &hosts[number]
-		p.Endpoints[i] = mesh.Endpoint{
-			AddrPort: netip.AddrPortFrom(h.addr, t),
-			Workload: h.workload,
-			Node:     h.node,
-			Hostname: h.hostname,
-		}
+		endpoints[i] = hosts[number].endpoint(t)
+	}
+	if ready := n - int(m.GetDraining()); ready > 0 {
+		p.Endpoints = endpoints[:ready:ready]
+	}
+	if draining := endpoints[n-int(m.GetDraining()):]; len(draining) > 0 {
+		p.Draining = draining
 	}
 	return p, nil
 }

@@ -76,7 +76,7 @@ func NewMeshSized(t testing.TB, change func(*loader.Config)) *Mesh {
 	m.Steer, err = steer.New(steer.Config{Datapath: d})
 	must(t, err)
 	t.Cleanup(func() { m.Steer.Close() })
-	m.Service, err = service.New(service.Config{Datapath: d, DNS: []netip.Addr{DNS}})
+	m.Service, err = service.New(service.Config{Datapath: d, DNS: []netip.Addr{DNS}, Node: "lab"})
 	must(t, err)
 	must(t, d.Attach())
 

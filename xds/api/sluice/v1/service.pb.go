@@ -76,6 +76,8 @@ func (Protocol) EnumDescriptor() ([]byte, []int) {
 // "namespace/name". Every node holds every Service, so the form is compact: an
 // endpoint's host (address, workload, node) is written once, in columns, however
 // many ports it serves, and every text once.
+//
+// The hosts of a headless service without ports are its endpoints.
 type Service struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -99,8 +101,13 @@ type Service struct {
 	HostWorkloads  []uint32 `protobuf:"varint,12,rep,packed,name=host_workloads,json=hostWorkloads,proto3" json:"host_workloads,omitempty"`    // the workload's name
 	HostNodes      []uint32 `protobuf:"varint,13,rep,packed,name=host_nodes,json=hostNodes,proto3" json:"host_nodes,omitempty"`
 	HostNames      []uint32 `protobuf:"varint,14,rep,packed,name=host_names,json=hostNames,proto3" json:"host_names,omitempty"` // the endpoint's own DNS label
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Columns with one number for each host, or empty when all are 0.
+	HostWeights     []uint32 `protobuf:"varint,15,rep,packed,name=host_weights,json=hostWeights,proto3" json:"host_weights,omitempty"`             // 0 counts as 1
+	HostTerminating []uint32 `protobuf:"varint,16,rep,packed,name=host_terminating,json=hostTerminating,proto3" json:"host_terminating,omitempty"` // 1: serves although it terminates
+	// internalTrafficPolicy is Local.
+	Local         bool `protobuf:"varint,17,opt,name=local,proto3" json:"local,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
@@ -231,6 +238,27 @@ func (x *Service) GetHostNames() []uint32 {
 	return nil
 }
 
+func (x *Service) GetHostWeights() []uint32 {
+	if x != nil {
+		return x.HostWeights
+	}
+	return nil
+}
+
+func (x *Service) GetHostTerminating() []uint32 {
+	if x != nil {
+		return x.HostTerminating
+	}
+	return nil
+}
+
+func (x *Service) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
+}
+
 // Port is one port of the service with its endpoints.
 type Service_Port struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -243,6 +271,8 @@ type Service_Port struct {
 	TargetPort uint32 `protobuf:"varint,6,opt,name=target_port,json=targetPort,proto3" json:"target_port,omitempty"`
 	// The endpoints' ports, one for each endpoint, when they differ.
 	TargetPorts []uint32 `protobuf:"varint,7,rep,packed,name=target_ports,json=targetPorts,proto3" json:"target_ports,omitempty"`
+	// How many of the endpoints, the last ones, get no new connections.
+	Draining uint32 `protobuf:"varint,10,opt,name=draining,proto3" json:"draining,omitempty"`
 	// The endpoints are all hosts, in their order.
 	AllHosts bool `protobuf:"varint,8,opt,name=all_hosts,json=allHosts,proto3" json:"all_hosts,omitempty"`
 	// The endpoints' hosts, by number, unless all_hosts is set.
@@ -330,6 +360,13 @@ func (x *Service_Port) GetTargetPorts() []uint32 {
 	return nil
 }
 
+func (x *Service_Port) GetDraining() uint32 {
+	if x != nil {
+		return x.Draining
+	}
+	return 0
+}
+
 func (x *Service_Port) GetAllHosts() bool {
 	if x != nil {
 		return x.AllHosts
@@ -348,7 +385,7 @@ var File_sluice_v1_service_proto protoreflect.FileDescriptor
 
 const file_sluice_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"\x17sluice/v1/service.proto\x12\tsluice.v1\x1a\x1egoogle/protobuf/duration.proto\"\xfd\x05\n" +
+	"\x17sluice/v1/service.proto\x12\tsluice.v1\x1a\x1egoogle/protobuf/duration.proto\"\xfd\x06\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -368,7 +405,10 @@ const file_sluice_v1_service_proto_rawDesc = "" +
 	"\n" +
 	"host_nodes\x18\r \x03(\rR\thostNodes\x12\x1d\n" +
 	"\n" +
-	"host_names\x18\x0e \x03(\rR\thostNames\x1a\x93\x02\n" +
+	"host_names\x18\x0e \x03(\rR\thostNames\x12!\n" +
+	"\fhost_weights\x18\x0f \x03(\rR\vhostWeights\x12)\n" +
+	"\x10host_terminating\x18\x10 \x03(\rR\x0fhostTerminating\x12\x14\n" +
+	"\x05local\x18\x11 \x01(\bR\x05local\x1a\xaf\x02\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12/\n" +
@@ -377,7 +417,9 @@ const file_sluice_v1_service_proto_rawDesc = "" +
 	"\asteered\x18\x05 \x01(\bR\asteered\x12\x1f\n" +
 	"\vtarget_port\x18\x06 \x01(\rR\n" +
 	"targetPort\x12!\n" +
-	"\ftarget_ports\x18\a \x03(\rR\vtargetPorts\x12\x1b\n" +
+	"\ftarget_ports\x18\a \x03(\rR\vtargetPorts\x12\x1a\n" +
+	"\bdraining\x18\n" +
+	" \x01(\rR\bdraining\x12\x1b\n" +
 	"\tall_hosts\x18\b \x01(\bR\ballHosts\x12\x14\n" +
 	"\x05hosts\x18\t \x03(\rR\x05hosts*H\n" +
 	"\bProtocol\x12\x18\n" +
