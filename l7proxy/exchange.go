@@ -403,8 +403,15 @@ func (x *exchange) try() {
 
 // connect gets a connection to x.endpoint; pooled says whether a used one will do.
 func (x *exchange) connect(pooled bool) {
+	protocol := x.upstreamProtocol()
+	cfg, err := x.w.originate(x.cluster, protocol, x.d.current())
+	if err != nil {
+		x.detail = err.Error()
+		x.refuse(failureStatus(flow.ReasonUpstreamTLS), flow.ReasonUpstreamTLS)
+		return
+	}
 	x.traceTry()
-	pool := x.endpoint.Pool(x.d.workload, x.upstreamProtocol())
+	pool := x.endpoint.SecurePool(x.d.workload, protocol, cfg)
 	if pooled {
 		if c := pool.Get(); c != nil {
 			x.attach(c)
@@ -447,6 +454,10 @@ func (x *exchange) Dialed(c upstream.Conn, err error) {
 			reason = flow.ReasonConnectTimeout
 		case upstream.ErrConnectionLimit:
 			reason = flow.ReasonBackendConnectionLimit
+		default:
+			if _, ok := err.(*tlsError); ok {
+				reason = flow.ReasonUpstreamTLS
+			}
 		}
 		x.detail = err.Error()
 		x.tryFailed(reason, true, true)
@@ -700,7 +711,7 @@ func (x *exchange) repeat(unsent bool) bool {
 // failureStatus is the status that answers a failed try.
 func failureStatus(reason flow.Reason) int {
 	switch reason {
-	case flow.ReasonUpstreamReset, flow.ReasonUpstreamProtocol:
+	case flow.ReasonUpstreamReset, flow.ReasonUpstreamProtocol, flow.ReasonUpstreamTLS:
 		return 502
 	case flow.ReasonRequestTimeout, flow.ReasonBackendTimeout:
 		return 504

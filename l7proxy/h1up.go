@@ -157,7 +157,7 @@ func (u *h1up) fail(reason flow.Reason, err error) {
 func (u *h1up) Ready(*loop.Conn) {
 	if u.x == nil {
 		// In the pool, where an endpoint has nothing to say but goodbye.
-		if u.c.Readable() {
+		if !u.quiet() {
 			u.pool.Remove(u)
 			u.close()
 		}

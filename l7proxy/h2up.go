@@ -229,7 +229,7 @@ func (u *h2up) feed(buf []byte) []byte {
 		buf = buf[n:]
 		if err != nil {
 			if p := u.conn.Out(); len(p) > 0 {
-				_, _ = u.c.Send(p) // the GOAWAY, a courtesy
+				_, _ = u.Send(p) // the GOAWAY, a courtesy
 			}
 			u.fail(flow.ReasonUpstreamProtocol, err)
 			return nil
@@ -329,7 +329,7 @@ func (u *h2up) Flush() {
 	for round := 0; ; round++ {
 		p := u.conn.Out()
 		if len(p) > 0 {
-			n, err := u.c.Send(p)
+			n, err := u.Send(p)
 			if err == loop.ErrAgain {
 				break
 			}
@@ -359,7 +359,13 @@ func (u *h2up) Flush() {
 			break
 		}
 	}
-	if u.leaving && len(u.streams) == 0 && len(u.conn.Out()) == 0 {
+	if u.tls != nil && u.pending() > 0 {
+		if err := u.flush(); err != nil {
+			u.fail(flow.ReasonUpstreamReset, err)
+			return
+		}
+	}
+	if u.leaving && len(u.streams) == 0 && len(u.conn.Out()) == 0 && u.pending() == 0 {
 		u.close()
 		return
 	}

@@ -156,7 +156,12 @@ func New(cfg Config) (*Proxy, error) {
 			}
 			p.registry.Remove(ref.Key)
 			for _, w := range p.workers {
-				w.loop.Post(func() { w.set.Remove(ref.Key) })
+				w.loop.Post(func() {
+					w.set.Remove(ref.Key)
+					if ref.Kind == mesh.KindCluster {
+						w.forgetTLS(ref.Key)
+					}
+				})
 			}
 		}
 		p.refreshClusters(d)

@@ -1,6 +1,7 @@
 package l7proxy
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 
@@ -21,6 +22,8 @@ const tunnelTries = 3
 type tunnel struct {
 	d        *downConn
 	up       *loop.Conn
+	upWire   *wire // around up, over TLS only
+	securing *securing
 	relay    relay.Relay
 	running  bool
 	dial     *upstream.Dial
@@ -157,9 +160,50 @@ func (t *tunnel) dialed(_ *upstream.Dial, c *loop.Conn, err error) {
 		t.end(reason, err.Error())
 		return
 	}
+	cfg, err := t.originate()
+	if err != nil {
+		c.Close()
+		t.end(flow.ReasonUpstreamTLS, err.Error())
+		return
+	}
+	if cfg != nil {
+		t.securing = t.d.w.secure(c, cfg, t.secured)
+		return
+	}
 	c.SetHandler(t)
 	t.up = c
 	t.start(c)
+}
+
+// originate returns the settings of TLS towards the endpoint. What a client encrypts
+// by itself is not encrypted again.
+func (t *tunnel) originate() (*tls.Config, error) {
+	d := t.d
+	if d.journey != SocketGateway || d.chain.Passthrough {
+		return nil, nil
+	}
+	return d.w.originate(t.cluster, raw, d.current())
+}
+
+// secured goes on after the handshake with the endpoint.
+func (t *tunnel) secured(s *securing, err error) {
+	t.securing = nil
+	if err != nil {
+		t.endpoint.Failed()
+		t.uncount()
+		if t.tries < tunnelTries && t.cluster.Len() > 1 {
+			t.choose()
+			return
+		}
+		t.end(flow.ReasonUpstreamTLS, err.Error())
+		return
+	}
+	s.c.SetHandler(t)
+	t.up = s.c
+	t.upWire = new(wire)
+	t.upWire.init(t.d.w, s.c, &t.d.w.proxy.upstreamBudget)
+	t.upWire.own(s)
+	t.start(t.upWire)
 }
 
 // start begins to relay, with what the client sent already.
@@ -207,12 +251,18 @@ func (t *tunnel) ready() {
 			return
 		}
 	}
+	if t.upWire != nil && t.upWire.pending() > 0 {
+		if err := t.upWire.flush(); err != nil {
+			t.end(flow.ReasonUpstreamReset, err.Error())
+			return
+		}
+	}
 	more, done, err := t.relay.Pump()
 	if err != nil {
 		t.failed(err)
 		return
 	}
-	if done && d.pending() == 0 {
+	if done && d.pending() == 0 && (t.upWire == nil || t.upWire.pending() == 0) {
 		t.end(flow.ReasonNone, "")
 		return
 	}
@@ -295,6 +345,14 @@ func (t *tunnel) release() {
 	if t.running {
 		t.relay.Release()
 		t.running = false
+	}
+	if t.securing != nil {
+		t.securing.cancel()
+		t.securing = nil
+	}
+	if t.upWire != nil {
+		t.upWire.close()
+		t.upWire, t.up = nil, nil
 	}
 	if t.up != nil {
 		t.up.Close()
@@ -400,7 +458,14 @@ func (x *exchange) upgrade(u *h1up, h *message.Head, rest []byte) {
 	if d.tls != nil || d.pending() > 0 {
 		down = &d.wire
 	}
-	t.relay.Init(d.w.loop, down, u.c, &d.w.pipes, d.budget)
+	var up relay.Stream = u.c
+	if u.tls != nil {
+		t.upWire = new(wire)
+		t.upWire.init(u.w, u.c, u.budget)
+		t.upWire.tls, t.upWire.dry = u.tls, u.dry
+		up = t.upWire
+	}
+	t.relay.Init(d.w.loop, down, up, &d.w.pipes, d.budget)
 	t.running = true
 	// A request with an Upgrade has no body, or it went before the 101; what the
 	// client sent behind it is for the new protocol.

@@ -50,6 +50,9 @@ type worker struct {
 	recheck  atomic.Bool  // a recheck is posted
 	wanted   map[mesh.Ref]int64
 
+	originations map[string]*origination // by cluster
+	securing     map[*securing]struct{}
+
 	freeH1 []*h1down
 	freeH2 []*h2downStream
 	freeUp []*h2upStream
@@ -73,6 +76,9 @@ func newWorker(p *Proxy, id int) (*worker, error) {
 		cipher:     make([]byte, 64<<10),
 		listeners:  map[*socket]*loop.Listener{},
 		wanted:     map[mesh.Ref]int64{},
+
+		originations: map[string]*origination{},
+		securing:     map[*securing]struct{}{},
 	}
 	w.dialer = upstream.Dialer{Loop: l, Timeout: p.limits.ConnectTimeout}
 	if p.cfg.Sockets != nil {
@@ -92,6 +98,9 @@ func (w *worker) closeAll() {
 	}
 	for len(w.conns) > 0 {
 		w.conns[len(w.conns)-1].kill(flow.ReasonDraining)
+	}
+	for s := range w.securing {
+		s.cancel()
 	}
 	w.set.Close()
 	w.pipes.Close()
@@ -312,6 +321,8 @@ type poolDial struct {
 	w       *worker
 	pool    *upstream.Pool
 	release func() // of the cluster's limit
+	// secured is the handshake, which follows the connection.
+	secured *securing
 }
 
 // dialPool starts as many attempts as those who wait need.
@@ -343,6 +354,10 @@ func (w *worker) dialPool(pool *upstream.Pool) {
 
 func (p *poolDial) done(_ *upstream.Dial, c *loop.Conn, err error) {
 	w, pool := p.w, p.pool
+	if err == nil && pool.TLS != nil && p.secured == nil {
+		p.secured = w.secure(c, pool.TLS, func(s *securing, err error) { p.done(nil, s.c, err) })
+		return
+	}
 	if err != nil || pool.Protocol == upstream.HTTP1 {
 		pool.Connecting-- // of HTTP/2 when the SETTINGS are here
 	}
@@ -365,9 +380,12 @@ func (p *poolDial) done(_ *upstream.Dial, c *loop.Conn, err error) {
 	}
 	var conn upstream.Conn
 	if pool.Protocol == upstream.HTTP2 {
-		conn = newH2up(w, c, pool)
+		u := newH2up(w, c, pool)
+		u.own(p.secured)
+		conn = u
 	} else {
 		u := newH1up(w, c, pool)
+		u.own(p.secured)
 		w.loop.SetTimer(&u.timer, w.loop.Now()+int64(w.limits.PoolIdleTimeout))
 		conn = u
 	}

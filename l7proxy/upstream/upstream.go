@@ -12,6 +12,7 @@
 package upstream
 
 import (
+	"crypto/tls"
 	"math/rand/v2"
 	"net/netip"
 
@@ -240,7 +241,7 @@ func (e *Endpoint) forget() {
 // Pool returns the connections to e of a workload and protocol.
 func (e *Endpoint) Pool(w mesh.WorkloadIndex, protocol Protocol) *Pool {
 	for _, p := range e.pools {
-		if p.Workload == w && p.Protocol == protocol {
+		if p.Workload == w && p.Protocol == protocol && p.TLS == nil {
 			return p
 		}
 	}
@@ -254,6 +255,8 @@ type Pool struct {
 	Endpoint *Endpoint
 	Workload mesh.WorkloadIndex
 	Protocol Protocol
+	// TLS has the settings of handshakes, nil for plain text.
+	TLS *tls.Config
 	// Connecting is how many attempts are under way.
 	Connecting int
 	// Open is how many connections there are, used or not.

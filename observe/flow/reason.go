@@ -78,6 +78,9 @@ const (
 	ReasonIdleTimeout Reason = 119
 	// ReasonInternal: the node proxy could not do its part; its log says why.
 	ReasonInternal Reason = 120
+	// ReasonUpstreamTLS: the TLS handshake with the endpoint failed, or its certificate
+	// is not trusted or is for other names.
+	ReasonUpstreamTLS Reason = 130
 
 	// ReasonBackendConnectionLimit: the backend's limit of connections is reached.
 	ReasonBackendConnectionLimit Reason = 140
@@ -127,6 +130,7 @@ var reasonTexts = map[Reason]string{
 	ReasonUnsupported:           "unsupported",
 	ReasonIdleTimeout:           "idle-timeout",
 	ReasonInternal:              "internal",
+	ReasonUpstreamTLS:           "upstream-tls",
 
 	ReasonBackendConnectionLimit: "backend-connection-limit",
 	ReasonBackendPendingLimit:    "backend-pending-limit",
