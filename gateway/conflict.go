@@ -19,6 +19,7 @@ import (
 // (GEP-1426).
 type domain struct {
 	gateway mesh.Name // zero for a Service
+	setName mesh.Name // the ListenerSet that has the listener, or zero
 	routes  map[kube.Key]*claim
 	// byHost has the routes of each kind by hostname; bySuffix by every domain that
 	// a hostname of theirs is below, "" for all.
@@ -36,8 +37,19 @@ type claim struct {
 	lostTo kube.Key
 }
 
-func newDomain(gateway mesh.Name) *domain {
-	d := &domain{gateway: gateway, routes: map[kube.Key]*claim{},
+// owner returns the object whose status counts the routes, or zero for a Service.
+func (d *domain) owner() kube.Key {
+	switch {
+	case d.gateway.IsZero():
+		return kube.Key{}
+	case d.setName.IsZero():
+		return kube.Key{Kind: kube.KindGateway, Namespace: d.gateway.Namespace, Name: d.gateway.Name}
+	}
+	return kube.Key{Kind: kube.KindListenerSet, Namespace: d.setName.Namespace, Name: d.setName.Name}
+}
+
+func newDomain(gateway, set mesh.Name) *domain {
+	d := &domain{gateway: gateway, setName: set, routes: map[kube.Key]*claim{},
 		byHost: map[kube.Kind]index[string, kube.Key, struct{}]{}, bySuffix: map[kube.Kind]index[string, kube.Key, struct{}]{}}
 	for _, kind := range kube.RouteKinds {
 		d.byHost[kind] = index[string, kube.Key, struct{}]{}

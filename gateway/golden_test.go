@@ -140,6 +140,19 @@ func render(t *testing.T, r Result) []byte {
 				lines = append(lines, fmt.Sprintf("listener %s: %d attached, supports [%s]", l.Name, l.AttachedRoutes, strings.Join(kinds, " ")))
 				lines = append(lines, conditionLines("listener "+string(l.Name)+": ", l.Conditions)...)
 			}
+			if n := s.Gateway.AttachedListenerSets; n != nil && *n > 0 {
+				lines = append(lines, fmt.Sprintf("%d ListenerSets attached", *n))
+			}
+		case s.ListenerSet != nil:
+			lines = conditionLines("", s.ListenerSet.Conditions)
+			for _, l := range s.ListenerSet.Listeners {
+				var kinds []string
+				for _, k := range l.SupportedKinds {
+					kinds = append(kinds, string(k.Kind))
+				}
+				lines = append(lines, fmt.Sprintf("listener %s: %d attached, supports [%s]", l.Name, l.AttachedRoutes, strings.Join(kinds, " ")))
+				lines = append(lines, conditionLines("listener "+string(l.Name)+": ", l.Conditions)...)
+			}
 		case s.Route != nil:
 			for _, p := range s.Route.Parents {
 				ref := fmt.Sprintf("parent %s %s", *p.ParentRef.Kind, p.ParentRef.Name)

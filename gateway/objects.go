@@ -20,6 +20,8 @@ import (
 type objectSet struct {
 	byKey  map[kube.Key]kube.Object
 	grants index[string, string, *gatewayv1.ReferenceGrant]
+	// sets has ListenerSets by their Gateway.
+	sets index[mesh.Name, mesh.Name, *gatewayv1.ListenerSet]
 	// slices are by Service, pods by each of their labels and by address.
 	slices       index[mesh.Name, string, *discoveryv1.EndpointSlice]
 	podsByLabel  index[label, mesh.Name, *corev1.Pod]
@@ -56,6 +58,7 @@ func newObjectSet() objectSet {
 	return objectSet{
 		byKey:        map[kube.Key]kube.Object{},
 		grants:       index[string, string, *gatewayv1.ReferenceGrant]{},
+		sets:         index[mesh.Name, mesh.Name, *gatewayv1.ListenerSet]{},
 		slices:       index[mesh.Name, string, *discoveryv1.EndpointSlice]{},
 		podsByLabel:  index[label, mesh.Name, *corev1.Pod]{},
 		podByAddress: index[netip.Addr, mesh.Name, *corev1.Pod]{},
@@ -82,6 +85,8 @@ func (s *objectSet) index(key kube.Key, o kube.Object) {
 	switch o := o.(type) {
 	case *gatewayv1.ReferenceGrant:
 		s.grants.put(key.Namespace, key.Name, o)
+	case *gatewayv1.ListenerSet:
+		s.sets.put(graph.SetParent(o), name, o)
 	case *discoveryv1.EndpointSlice:
 		if svc, ok := serviceOf(o); ok {
 			s.slices.put(svc, key.Name, o)
@@ -105,6 +110,8 @@ func (s *objectSet) unindex(key kube.Key, o kube.Object) {
 	switch o := o.(type) {
 	case *gatewayv1.ReferenceGrant:
 		s.grants.remove(key.Namespace, key.Name)
+	case *gatewayv1.ListenerSet:
+		s.sets.remove(graph.SetParent(o), name)
 	case *discoveryv1.EndpointSlice:
 		if svc, ok := serviceOf(o); ok {
 			s.slices.remove(svc, key.Name)
@@ -191,6 +198,7 @@ const (
 	askGrants  kube.Kind = "grants of a namespace"
 	askGateway kube.Kind = "resolved Gateway"
 	askAddress kube.Kind = "Pod with an address"
+	askSets    kube.Kind = "ListenerSets of a Gateway"
 )
 
 // reader answers the questions of one step and notes them.
@@ -217,6 +225,12 @@ func (r *reader) Grants(namespace string) []*gatewayv1.ReferenceGrant {
 		out[i] = grants[name]
 	}
 	return out
+}
+
+// ListenerSets implements graph.Objects.
+func (r *reader) ListenerSets(gateway mesh.Name) []*gatewayv1.ListenerSet {
+	r.asked[kube.Key{Kind: askSets, Namespace: gateway.Namespace, Name: gateway.Name}] = struct{}{}
+	return slices.Collect(maps.Values(r.t.objects.sets[gateway]))
 }
 
 // Gateway implements graph.Objects.

@@ -249,6 +249,14 @@ func (t *Translator) take(key kube.Key, o kube.Object) {
 		t.dirty.secrets[name] = struct{}{}
 	case kube.KindReferenceGrant:
 		t.markAskers(kube.Key{Kind: askGrants, Namespace: key.Namespace})
+	case kube.KindListenerSet:
+		t.dirty.statuses[key] = struct{}{}
+		for _, version := range []kube.Object{old, o} {
+			if set, ok := version.(*gatewayv1.ListenerSet); ok {
+				parent := graph.SetParent(set)
+				t.markAskers(kube.Key{Kind: askSets, Namespace: parent.Namespace, Name: parent.Name})
+			}
+		}
 	case kube.KindEndpointSlice:
 		for _, version := range []kube.Object{old, o} {
 			if slice, ok := version.(*discoveryv1.EndpointSlice); ok {
@@ -355,6 +363,9 @@ func (t *Translator) settleGateway(name mesh.Name) {
 		}
 	}
 	t.deps.set(key, r.asked)
+	for set := range t.objects.sets[name] {
+		t.dirty.statuses[kube.Key{Kind: kube.KindListenerSet, Namespace: set.Namespace, Name: set.Name}] = struct{}{}
+	}
 	if now.resolved == nil {
 		delete(t.gateways, name)
 	} else {
@@ -511,7 +522,7 @@ func (t *Translator) attach(s *routeState) {
 				c = &claim{created: s.route.Created, counts: !s.allDropped(side)}
 				s.claims[a.Domain] = c
 				if t.domains[a.Domain] == nil {
-					t.domains[a.Domain] = newDomain(a.Gateway)
+					t.domains[a.Domain] = newDomain(a.Gateway, a.Set)
 				}
 			}
 			s.attachL4(a)
@@ -590,8 +601,8 @@ func (t *Translator) claim(id string, key kube.Key, now, old *claim) {
 			}
 		}
 	}
-	if d.attached != before && !d.gateway.IsZero() {
-		t.dirty.statuses[kube.Key{Kind: kube.KindGateway, Namespace: d.gateway.Namespace, Name: d.gateway.Name}] = struct{}{}
+	if d.attached != before && !d.owner().IsZero() {
+		t.dirty.statuses[d.owner()] = struct{}{}
 	}
 	if len(d.routes) == 0 {
 		delete(t.domains, id)
@@ -841,6 +852,12 @@ func (t *Translator) status(key kube.Key) (kube.Status, bool) {
 			return s, false
 		}
 		s.Gateway = t.gatewayStatus(key, g)
+	case *gatewayv1.ListenerSet:
+		status := t.listenerSetStatus(key, o)
+		if status == nil {
+			return s, false
+		}
+		s.ListenerSet = status
 	case *gatewayv1.HTTPRoute, *gatewayv1.GRPCRoute, *gatewayv1.TLSRoute, *gatewayv1.TCPRoute, *gatewayv1.UDPRoute:
 		r := t.routes[key]
 		if r == nil {
@@ -878,25 +895,15 @@ func (t *Translator) gatewayStatus(key kube.Key, g *gatewayState) *gatewayv1.Gat
 	served := false
 	for i := range g.resolved.Listeners {
 		l := &g.resolved.Listeners[i]
-		programmed := conditions.ListenerProgrammed(generation)
-		switch {
-		case !l.Served:
-			programmed = conditions.ListenerNotProgrammed(gatewayv1.ListenerReasonInvalid, generation, l.Why)
-		case len(g.addresses) == 0:
-			programmed = conditions.ListenerNotProgrammed(gatewayv1.ListenerReasonPending, generation, "The Gateway has no address")
-		case rejected != "":
-			programmed = conditions.ListenerNotProgrammed(conditions.ReasonRejected, generation, rejected)
-		}
 		served = served || l.Served
-		status := gatewayv1.ListenerStatus{
-			Name: gatewayv1.SectionName(l.Name), SupportedKinds: l.SupportedKinds,
-			Conditions: slices.Concat(l.Conditions, []metav1.Condition{programmed}),
+		if l.Owner != key {
+			continue
 		}
-		if d := t.domains[key.Namespace+"/"+key.Name+"/"+l.Name]; d != nil {
-			status.AttachedRoutes = int32(d.attached)
-		}
+		status := t.listenerStatus(g, l, rejected)
 		out.Listeners = append(out.Listeners, status)
 	}
+	attached := int32(g.resolved.AttachedSets())
+	out.AttachedListenerSets = &attached
 	programmed := conditions.GatewayProgrammed(generation)
 	switch {
 	case !served:
@@ -907,6 +914,78 @@ func (t *Translator) gatewayStatus(key kube.Key, g *gatewayState) *gatewayv1.Gat
 		programmed = conditions.GatewayNotProgrammed(conditions.ReasonRejected, generation, rejected)
 	}
 	out.Conditions = []metav1.Condition{g.resolved.Accepted, programmed, g.resolved.ResolvedRefs}
+	return out
+}
+
+// listenerStatus is the status of a listener of a Gateway or of a ListenerSet.
+func (t *Translator) listenerStatus(g *gatewayState, l *graph.Listener, rejected string) gatewayv1.ListenerStatus {
+	programmed := conditions.ListenerProgrammed(l.Generation)
+	switch {
+	case !l.Served && l.WhyReason != "":
+		programmed = conditions.ListenerNotProgrammed(l.WhyReason, l.Generation, l.Why)
+	case !l.Served:
+		programmed = conditions.ListenerNotProgrammed(gatewayv1.ListenerReasonInvalid, l.Generation, l.Why)
+	case len(g.addresses) == 0:
+		programmed = conditions.ListenerNotProgrammed(gatewayv1.ListenerReasonPending, l.Generation, "The Gateway has no address")
+	case rejected != "":
+		programmed = conditions.ListenerNotProgrammed(conditions.ReasonRejected, l.Generation, rejected)
+	}
+	status := gatewayv1.ListenerStatus{
+		Name: gatewayv1.SectionName(l.Section), SupportedKinds: l.SupportedKinds,
+		Conditions: slices.Concat(l.Conditions, []metav1.Condition{programmed}),
+	}
+	if d := t.domains[g.resolved.Name.String()+"/"+l.Name]; d != nil {
+		status.AttachedRoutes = int32(d.attached)
+	}
+	return status
+}
+
+// listenerSetStatus returns nil if the Gateway of a ListenerSet is another
+// controller's.
+func (t *Translator) listenerSetStatus(key kube.Key, o *gatewayv1.ListenerSet) *gatewayv1.ListenerSetStatus {
+	parent := graph.SetParent(o)
+	if ref := o.Spec.ParentRef; ref.Group != nil && *ref.Group != gatewayv1.GroupName || ref.Kind != nil && *ref.Kind != gatewayv1.Kind(kube.KindGateway) {
+		return nil
+	}
+	gw := kube.Key{Kind: kube.KindGateway, Namespace: parent.Namespace, Name: parent.Name}
+	g := t.gateways[parent]
+	if g == nil {
+		if t.objects.byKey[gw] != nil {
+			return nil
+		}
+		text := gw.String() + " does not exist"
+		return &gatewayv1.ListenerSetStatus{Conditions: []metav1.Condition{
+			conditions.ListenerSetAccepted(false, gatewayv1.ListenerSetReasonParentNotAccepted, o.Generation, text),
+			conditions.ListenerSetProgrammed(false, conditions.ReasonParentNotProgrammed, o.Generation, text),
+		}}
+	}
+	i := slices.IndexFunc(g.resolved.Sets, func(s graph.ListenerSet) bool { return s.Key() == key })
+	if i < 0 {
+		return nil
+	}
+	set := &g.resolved.Sets[i]
+	rejected := t.rejectionText(gw)
+	accepted := g.resolved.SetAccepted(set)
+	programmed := conditions.ListenerSetProgrammed(true, gatewayv1.ListenerSetReasonProgrammed, set.Generation, "The listeners are configured on the nodes")
+	switch {
+	case accepted.Reason == string(gatewayv1.ListenerSetReasonParentNotAccepted):
+		programmed = conditions.ListenerSetProgrammed(false, conditions.ReasonParentNotProgrammed, set.Generation, accepted.Message)
+	case accepted.Status != metav1.ConditionTrue:
+		programmed = conditions.ListenerSetProgrammed(false, accepted.Reason, set.Generation, accepted.Message)
+	case g.short != nil:
+		programmed = conditions.ListenerSetProgrammed(false, conditions.ReasonParentNotProgrammed, set.Generation, g.short.Message)
+	case rejected != "":
+		programmed = conditions.ListenerSetProgrammed(false, conditions.ReasonRejected, set.Generation, rejected)
+	}
+	out := &gatewayv1.ListenerSetStatus{Conditions: []metav1.Condition{accepted, programmed}}
+	for i := range g.resolved.Listeners {
+		if l := &g.resolved.Listeners[i]; l.Owner == key {
+			s := t.listenerStatus(g, l, rejected)
+			out.Listeners = append(out.Listeners, gatewayv1.ListenerEntryStatus{
+				Name: s.Name, SupportedKinds: s.SupportedKinds, AttachedRoutes: s.AttachedRoutes, Conditions: s.Conditions,
+			})
+		}
+	}
 	return out
 }
 

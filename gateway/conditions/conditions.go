@@ -153,3 +153,17 @@ func RoutePartiallyInvalid(generation int64, message string) metav1.Condition {
 func NotProgrammed(generation int64, message string) metav1.Condition {
 	return New("Programmed", false, ReasonRejected, generation, message)
 }
+
+// ListenerSetAccepted says whether a ListenerSet is valid and may attach.
+func ListenerSetAccepted(ok bool, reason gatewayv1.ListenerSetConditionReason, generation int64, message string) metav1.Condition {
+	return New(gatewayv1.ListenerSetConditionAccepted, ok, reason, generation, message)
+}
+
+// ReasonParentNotProgrammed is the reason for which a ListenerSet is not served
+// although it is accepted (ListenerSetConditionProgrammed).
+const ReasonParentNotProgrammed gatewayv1.ListenerSetConditionReason = "ParentNotProgrammed"
+
+// ListenerSetProgrammed says whether the listeners of a ListenerSet are served.
+func ListenerSetProgrammed[R ~string](ok bool, reason R, generation int64, message string) metav1.Condition {
+	return New(gatewayv1.ListenerSetConditionProgrammed, ok, reason, generation, message)
+}

@@ -20,6 +20,9 @@ type Objects interface {
 	Get(kube.Key) kube.Object
 	// Grants returns the ReferenceGrants of a namespace.
 	Grants(namespace string) []*gatewayv1.ReferenceGrant
+	// ListenerSets returns the ListenerSets that name a Gateway as their parent. The
+	// caller may sort what it gets.
+	ListenerSets(gateway mesh.Name) []*gatewayv1.ListenerSet
 	// Gateway returns a Gateway of ours as ResolveGateway made it, or nil.
 	Gateway(mesh.Name) *Gateway
 }

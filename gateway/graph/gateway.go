@@ -21,19 +21,29 @@ import (
 type Gateway struct {
 	Name       mesh.Name
 	Generation int64
-	Listeners  []Listener
+	// Listeners are those of the Gateway, then those of its ListenerSets by precedence.
+	Listeners []Listener
+	// Sets are the ListenerSets that name the Gateway as their parent, by precedence.
+	Sets []ListenerSet
 	// Accepted and ResolvedRefs are the conditions of the Gateway as far as its
 	// listeners and parameters decide them. Addresses are not looked at.
 	Accepted     metav1.Condition
 	ResolvedRefs metav1.Condition
 }
 
-// Listener is a listener of a Gateway.
+// Listener is a listener of a Gateway or of one of its ListenerSets.
 type Listener struct {
-	Name     string
-	Port     uint16
-	Protocol gatewayv1.ProtocolType
-	Hostname string // AnyHost if it has none
+	// Name is unique among the listeners of a Gateway: Section, or for a listener of a
+	// ListenerSet "NAMESPACE/NAME/SECTION".
+	Name string
+	// Section is the name that the listener has in the object that it is of.
+	Section string
+	// Owner is that object, a Gateway or a ListenerSet. Generation is its generation.
+	Owner      kube.Key
+	Generation int64
+	Port       uint16
+	Protocol   gatewayv1.ProtocolType
+	Hostname   string // AnyHost if it has none
 	// Kinds are the kinds of routes that may attach, SupportedKinds the same for the
 	// status.
 	Kinds          []kube.Kind
@@ -49,8 +59,10 @@ type Listener struct {
 	// Conditions without Programmed.
 	Conditions []metav1.Condition
 	// Served says that connections are taken. Why says why not.
-	Served bool
-	Why    string
+	// WhyReason is the reason of Programmed then, or empty: Invalid.
+	Served    bool
+	Why       string
+	WhyReason string
 	// Table is the route table that requests of this listener are looked up in.
 	// Plain HTTP listeners of one port share one, because nothing but the Host
 	// field tells their requests apart.
@@ -72,37 +84,39 @@ func ResolveGateway(objects Objects, gw *gatewayv1.Gateway) *Gateway {
 		Generation: gw.Generation,
 		Listeners:  make([]Listener, len(gw.Spec.Listeners)),
 	}
+	key := kube.Key{Kind: kube.KindGateway, Namespace: gw.Namespace, Name: gw.Name}
 	for i := range gw.Spec.Listeners {
-		g.Listeners[i] = resolveListener(objects, gw, &gw.Spec.Listeners[i])
+		g.Listeners[i] = resolveListener(objects, gw, key, gw.Generation, &gw.Spec.Listeners[i])
 	}
+	g.takeSets(objects, gw)
 	g.findConflicts()
 	g.findOverlaps()
-	g.nameTables()
 	g.summarise(gw)
+	g.nameTables()
 	return g
 }
 
 // resolveListener looks at a listener by itself.
-func resolveListener(objects Objects, gw *gatewayv1.Gateway, spec *gatewayv1.Listener) Listener {
+func resolveListener(objects Objects, gw *gatewayv1.Gateway, owner kube.Key, generation int64, spec *gatewayv1.Listener) Listener {
 	l := Listener{
-		Name: string(spec.Name), Port: uint16(spec.Port), Protocol: spec.Protocol,
+		Name: string(spec.Name), Section: string(spec.Name), Owner: owner, Generation: generation, Port: uint16(spec.Port), Protocol: spec.Protocol,
 		Hostname: AnyHost, Namespaces: gatewayv1.NamespacesFromSame, Served: true,
 		SupportedKinds: []gatewayv1.RouteGroupKind{},
 	}
 	if spec.Hostname != nil && *spec.Hostname != "" {
 		l.Hostname = strings.ToLower(string(*spec.Hostname))
 	}
-	accepted := conditions.ListenerAccepted(gw.Generation)
+	accepted := conditions.ListenerAccepted(generation)
 	refuse := func(reason gatewayv1.ListenerConditionReason, format string, args ...any) {
 		if l.Served {
 			l.Served, l.Why = false, fmt.Sprintf(format, args...)
-			accepted = conditions.ListenerNotAccepted(reason, gw.Generation, l.Why)
+			accepted = conditions.ListenerNotAccepted(reason, generation, l.Why)
 		}
 	}
 
 	if supportedKinds[spec.Protocol] == nil {
 		refuse(gatewayv1.ListenerReasonUnsupportedProtocol, "Protocol %s is not supported; use HTTP, HTTPS, TLS or TCP", spec.Protocol)
-		l.Conditions = []metav1.Condition{accepted, conditions.ListenerResolvedRefs(gw.Generation)}
+		l.Conditions = []metav1.Condition{accepted, conditions.ListenerResolvedRefs(generation)}
 		return l
 	}
 	if spec.Filters != nil && len(spec.Filters.Requests) > 0 {
@@ -111,10 +125,10 @@ func resolveListener(objects Objects, gw *gatewayv1.Gateway, spec *gatewayv1.Lis
 	l.takeNamespaces(spec, refuse)
 
 	// The first reference that is wrong is the one reported.
-	resolved := conditions.ListenerResolvedRefs(gw.Generation)
+	resolved := conditions.ListenerResolvedRefs(generation)
 	unresolved := func(reason gatewayv1.ListenerConditionReason, format string, args ...any) {
 		if resolved.Status == metav1.ConditionTrue {
-			resolved = conditions.ListenerNotResolved(reason, gw.Generation, fmt.Sprintf(format, args...))
+			resolved = conditions.ListenerNotResolved(reason, generation, fmt.Sprintf(format, args...))
 		}
 	}
 	l.Passthrough = spec.Protocol == gatewayv1.TLSProtocolType && spec.TLS != nil && spec.TLS.Mode != nil && *spec.TLS.Mode == gatewayv1.TLSModePassthrough
@@ -195,13 +209,13 @@ func (l *Listener) takeCertificates(objects Objects, gw *gatewayv1.Gateway, spec
 			unresolved(gatewayv1.ListenerReasonInvalidCertificateRef, "tls.certificateRefs[%d]: only Secrets of the core group are supported", i)
 			continue
 		}
-		name := mesh.Name{Namespace: gw.Namespace, Name: string(ref.Name)}
+		name := mesh.Name{Namespace: l.Owner.Namespace, Name: string(ref.Name)}
 		if ref.Namespace != nil {
 			name.Namespace = string(*ref.Namespace)
 		}
-		if !permitted(objects, kube.KindGateway, gw.Namespace, kube.KindSecret, name) {
-			unresolved(gatewayv1.ListenerReasonRefNotPermitted, "tls.certificateRefs[%d]: no ReferenceGrant in namespace %s lets Gateways of namespace %s use Secret %s",
-				i, name.Namespace, gw.Namespace, name.Name)
+		if !permitted(objects, l.Owner.Kind, l.Owner.Namespace, kube.KindSecret, name) {
+			unresolved(gatewayv1.ListenerReasonRefNotPermitted, "tls.certificateRefs[%d]: no ReferenceGrant in namespace %s lets %ss of namespace %s use Secret %s",
+				i, name.Namespace, l.Owner.Kind, l.Owner.Namespace, name.Name)
 			continue
 		}
 		secret, ok := objects.Get(kube.Key{Kind: kube.KindSecret, Namespace: name.Namespace, Name: name.Name}).(*corev1.Secret)
@@ -247,36 +261,58 @@ func wantsClientCertificates(gw *gatewayv1.Gateway, port gatewayv1.PortNumber) b
 
 // findConflicts refuses listeners that cannot be told apart: the same port with
 // protocols that nothing tells apart, or the same port, protocol and hostname.
-// HTTPS and TLS are told apart by the server name that clients ask for. Neither of two
-// is preferred (Gateway.spec.listeners).
+// HTTPS and TLS are told apart by the server name that clients ask for. Of two in one
+// object neither is preferred (Gateway.spec.listeners); of two in different ones that of
+// the Gateway, then that of the ListenerSet with precedence (ListenerSet.spec.listeners).
 func (g *Gateway) findConflicts() {
-	for i := range g.Listeners {
-		l := &g.Listeners[i]
-		conflict := conditions.ListenerNoConflicts(g.Generation)
-		for j := range g.Listeners {
-			o := &g.Listeners[j]
-			if i == j || l.Port != o.Port || supportedKinds[l.Protocol] == nil || supportedKinds[o.Protocol] == nil ||
-				(l.Protocol == gatewayv1.UDPProtocolType) != (o.Protocol == gatewayv1.UDPProtocolType) {
-				continue
-			}
-			switch {
-			case l.Protocol != o.Protocol && !(overTLS(l.Protocol) && overTLS(o.Protocol)):
-				conflict = conditions.ListenerConflicted(gatewayv1.ListenerReasonProtocolConflict, g.Generation,
-					fmt.Sprintf("Listener %s has the same port with protocol %s", o.Name, o.Protocol))
-			case l.Hostname == o.Hostname:
-				conflict = conditions.ListenerConflicted(gatewayv1.ListenerReasonHostnameConflict, g.Generation,
-					fmt.Sprintf("Listener %s has the same port, protocol and hostname", o.Name))
-			default:
-				continue
-			}
-			break
+	lost := make([]bool, len(g.Listeners)) // to one of another object
+	conflict := func(l, o *Listener) bool {
+		reason, why := indistinct(l, o)
+		if reason == "" {
+			return false
 		}
-		if conflict.Status == metav1.ConditionTrue {
-			l.Served, l.Why = false, conflict.Message
-			l.Conditions[0] = conditions.ListenerNotAccepted(conflict.Reason, g.Generation, conflict.Message)
-		}
-		l.Conditions = append(l.Conditions, conflict)
+		l.Served, l.Why, l.WhyReason = false, why, string(reason)
+		l.Conditions[0] = conditions.ListenerNotAccepted(reason, l.Generation, why)
+		l.Conditions = append(l.Conditions, conditions.ListenerConflicted(reason, l.Generation, why))
+		return true
 	}
+	for i := range g.Listeners {
+		for j := range i {
+			if !lost[j] && g.Listeners[j].Owner != g.Listeners[i].Owner && conflict(&g.Listeners[i], &g.Listeners[j]) {
+				lost[i] = true
+				break
+			}
+		}
+	}
+	for i := range g.Listeners {
+		l, found := &g.Listeners[i], lost[i]
+		for j := 0; j < len(g.Listeners) && !found; j++ {
+			found = i != j && !lost[j] && g.Listeners[j].Owner == l.Owner && conflict(l, &g.Listeners[j])
+		}
+		if !found {
+			l.Conditions = append(l.Conditions, conditions.ListenerNoConflicts(l.Generation))
+		}
+	}
+}
+
+// indistinct says why nothing tells connections to two listeners apart, or returns "".
+func indistinct(l, o *Listener) (reason gatewayv1.ListenerConditionReason, why string) {
+	if l.Port != o.Port || supportedKinds[l.Protocol] == nil || supportedKinds[o.Protocol] == nil ||
+		(l.Protocol == gatewayv1.UDPProtocolType) != (o.Protocol == gatewayv1.UDPProtocolType) {
+		return "", ""
+	}
+	// What another namespace has there is not for everybody's eyes.
+	name := "Listener " + o.Name
+	if o.Owner.Namespace != l.Owner.Namespace {
+		name = "Another listener of the Gateway"
+	}
+	switch {
+	case l.Protocol != o.Protocol && !(overTLS(l.Protocol) && overTLS(o.Protocol)):
+		return gatewayv1.ListenerReasonProtocolConflict, fmt.Sprintf("%s has the same port with protocol %s", name, o.Protocol)
+	case l.Hostname == o.Hostname:
+		return gatewayv1.ListenerReasonHostnameConflict, name + " has the same port, protocol and hostname"
+	}
+	return "", ""
 }
 
 // overTLS reports whether connections to a listener begin with a ClientHello.
@@ -297,8 +333,11 @@ func (g *Gateway) findOverlaps() {
 				continue
 			}
 			if _, overlap := Intersect(l.Hostname, o.Hostname); overlap {
-				l.Conditions = append(l.Conditions, conditions.ListenerOverlappingTLS(g.Generation,
-					fmt.Sprintf("The hostname overlaps with that of listener %s", o.Name)))
+				name := "listener " + o.Name
+				if o.Owner.Namespace != l.Owner.Namespace {
+					name = "another listener of the Gateway"
+				}
+				l.Conditions = append(l.Conditions, conditions.ListenerOverlappingTLS(l.Generation, "The hostname overlaps with that of "+name))
 				break
 			}
 		}
@@ -337,6 +376,9 @@ func (g *Gateway) summarise(gw *gatewayv1.Gateway) {
 	resolved, valid := true, 0
 	for i := range g.Listeners {
 		l := &g.Listeners[i]
+		if l.Owner.Kind != kube.KindGateway {
+			continue
+		}
 		if l.Conditions[0].Status == metav1.ConditionTrue {
 			valid++
 		} else {
@@ -347,6 +389,9 @@ func (g *Gateway) summarise(gw *gatewayv1.Gateway) {
 	g.ResolvedRefs = conditions.GatewayResolvedRefs(resolved, g.Generation)
 	if len(invalid) > 0 {
 		g.Accepted = conditions.GatewayListenersNotValid(valid > 0, g.Generation, "Not valid: listener "+strings.Join(invalid, ", "))
+	}
+	if valid == 0 {
+		g.refuseSets("No listener of the Gateway itself is valid")
 	}
 	if gw.Spec.Infrastructure != nil && gw.Spec.Infrastructure.ParametersRef != nil {
 		g.Refuse(gatewayv1.GatewayReasonInvalidParameters, "spec.infrastructure.parametersRef is not supported")
@@ -363,6 +408,7 @@ func (g *Gateway) Refuse(reason gatewayv1.GatewayConditionReason, message string
 			l.Table = ""
 		}
 	}
+	g.refuseSets(message)
 }
 
 // SameAttachment reports whether routes attach to both in the same way, so that

@@ -57,8 +57,10 @@ type Attachment struct {
 	// Gateway and Listener, or Service and Port.
 	Gateway  mesh.Name
 	Listener string
-	Service  mesh.Name
-	Port     uint16
+	// Set is the ListenerSet that the listener is of, or zero.
+	Set     mesh.Name
+	Service mesh.Name
+	Port    uint16
 	// Consumer is the namespace whose clients the route is for; empty: all.
 	Consumer string
 	// Table is where the rules go; empty if the listener is not served.
@@ -148,8 +150,10 @@ func (r *Route) resolveParent(objects Objects, ref gatewayv1.ParentReference, ho
 			p.refuse(r, gatewayv1.RouteReasonNoMatchingParent, "Gateway %s does not exist", name)
 			return p, true
 		}
-		r.attachToGateway(objects, &p, g, hostnames)
+		r.attachToGateway(objects, &p, g, kube.Key{Kind: kube.KindGateway, Namespace: name.Namespace, Name: name.Name}, hostnames)
 		return p, true
+	case group == gatewayv1.GroupName && kind == gatewayv1.Kind(kube.KindListenerSet):
+		return r.resolveSetParent(objects, p, kube.Key{Kind: kube.KindListenerSet, Namespace: name.Namespace, Name: name.Name}, hostnames)
 	case group == "" && kind == gatewayv1.Kind(kube.KindService):
 		p.Mesh = true
 		r.attachToService(objects, &p, name)
@@ -158,19 +162,53 @@ func (r *Route) resolveParent(objects Objects, ref gatewayv1.ParentReference, ho
 	return p, false
 }
 
+// resolveSetParent attaches to the listeners of a ListenerSet, and to no other of its
+// Gateway.
+func (r *Route) resolveSetParent(objects Objects, p Parent, key kube.Key, hostnames []gatewayv1.Hostname) (Parent, bool) {
+	set, ok := objects.Get(key).(*gatewayv1.ListenerSet)
+	if !ok {
+		p.refuse(r, gatewayv1.RouteReasonNoMatchingParent, "%s does not exist", key)
+		return p, true
+	}
+	parent := SetParent(set)
+	g := objects.Gateway(parent)
+	switch {
+	case g == nil && objects.Get(kube.Key{Kind: kube.KindGateway, Namespace: parent.Namespace, Name: parent.Name}) != nil:
+		return p, false // another controller's
+	case g == nil:
+		p.refuse(r, gatewayv1.RouteReasonNoMatchingParent, "Gateway %s of %s does not exist", parent, key)
+	case !slices.ContainsFunc(g.Sets, func(s ListenerSet) bool { return s.Key() == key && s.Allowed }):
+		p.refuse(r, gatewayv1.RouteReasonNoMatchingParent, "%s is not allowed to attach to Gateway %s", key, parent)
+	default:
+		r.attachToGateway(objects, &p, g, key, hostnames)
+	}
+	return p, true
+}
+
+// SetParent returns the Gateway that a ListenerSet names as its parent.
+func SetParent(set *gatewayv1.ListenerSet) mesh.Name {
+	name := mesh.Name{Namespace: set.Namespace, Name: string(set.Spec.ParentRef.Name)}
+	if ns := set.Spec.ParentRef.Namespace; ns != nil {
+		name.Namespace = string(*ns)
+	}
+	return name
+}
+
 func (p *Parent) refuse(r *Route, reason gatewayv1.RouteConditionReason, format string, args ...any) {
 	p.Accepted = conditions.RouteNotAccepted(reason, r.Generation, fmt.Sprintf(format, args...))
 }
 
-func (r *Route) attachToGateway(objects Objects, p *Parent, g *Gateway, hostnames []gatewayv1.Hostname) {
+// attachToGateway attaches to those listeners of a Gateway that owner, the Gateway or
+// one of its ListenerSets, has.
+func (r *Route) attachToGateway(objects Objects, p *Parent, g *Gateway, owner kube.Key, hostnames []gatewayv1.Hostname) {
 	var matching, allowed bool
 	for i := range g.Listeners {
 		l := &g.Listeners[i]
-		if p.Ref.SectionName != nil && string(*p.Ref.SectionName) != l.Name || p.Ref.Port != nil && uint16(*p.Ref.Port) != l.Port {
+		if l.Owner != owner || p.Ref.SectionName != nil && string(*p.Ref.SectionName) != l.Section || p.Ref.Port != nil && uint16(*p.Ref.Port) != l.Port {
 			continue
 		}
 		matching = true
-		if !slices.Contains(l.Kinds, r.Key.Kind) || !l.allows(objects, g.Name.Namespace, r.Key.Namespace) {
+		if !slices.Contains(l.Kinds, r.Key.Kind) || !l.allows(objects, owner.Namespace, r.Key.Namespace) {
 			continue
 		}
 		allowed = true
@@ -178,17 +216,21 @@ func (r *Route) attachToGateway(objects Objects, p *Parent, g *Gateway, hostname
 		if len(hosts) == 0 {
 			continue
 		}
-		p.Attachments = append(p.Attachments, Attachment{
+		a := Attachment{
 			Domain: g.Name.String() + "/" + l.Name, Gateway: g.Name, Listener: l.Name, Port: l.Port, Table: l.Table, Hosts: hosts,
-		})
+		}
+		if owner.Kind == kube.KindListenerSet {
+			a.Set = mesh.Name{Namespace: owner.Namespace, Name: owner.Name}
+		}
+		p.Attachments = append(p.Attachments, a)
 	}
 	switch {
 	case !matching:
-		p.refuse(r, gatewayv1.RouteReasonNoMatchingParent, "Gateway %s has no listener with that sectionName and port", g.Name)
+		p.refuse(r, gatewayv1.RouteReasonNoMatchingParent, "%s has no listener with that sectionName and port", owner)
 	case !allowed:
-		p.refuse(r, gatewayv1.RouteReasonNotAllowedByListeners, "allowedRoutes of Gateway %s does not allow %ss of namespace %s", g.Name, r.Key.Kind, r.Key.Namespace)
+		p.refuse(r, gatewayv1.RouteReasonNotAllowedByListeners, "allowedRoutes of %s does not allow %ss of namespace %s", owner, r.Key.Kind, r.Key.Namespace)
 	case len(p.Attachments) == 0:
-		p.refuse(r, gatewayv1.RouteReasonNoMatchingListenerHostname, "No hostname of the route matches one of Gateway %s", g.Name)
+		p.refuse(r, gatewayv1.RouteReasonNoMatchingListenerHostname, "No hostname of the route matches one of %s", owner)
 	}
 }
 
@@ -203,16 +245,21 @@ func (l *Listener) allows(objects Objects, own, namespace string) bool {
 		if l.selector == nil {
 			return false
 		}
-		// The API server gives every namespace this label.
-		set := labels.Set{corev1.LabelMetadataName: namespace}
-		if ns, ok := objects.Get(kube.Key{Kind: kube.KindNamespace, Name: namespace}).(*corev1.Namespace); ok {
-			for k, v := range ns.Labels {
-				set[k] = v
-			}
-		}
-		return l.selector.Matches(set)
+		return l.selector.Matches(namespaceLabels(objects, namespace))
 	}
 	return false
+}
+
+// namespaceLabels returns the labels of a namespace, whether it is declared or not.
+func namespaceLabels(objects Objects, namespace string) labels.Set {
+	// The API server gives every namespace this label.
+	set := labels.Set{corev1.LabelMetadataName: namespace}
+	if ns, ok := objects.Get(kube.Key{Kind: kube.KindNamespace, Name: namespace}).(*corev1.Namespace); ok {
+		for k, v := range ns.Labels {
+			set[k] = v
+		}
+	}
+	return set
 }
 
 // hosts intersects the hostnames of the route and of the listener.
