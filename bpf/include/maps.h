@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include "peers.h"
 #include "types.h"
 
 enum layout {
@@ -80,30 +81,6 @@ struct {
 	__type(key, struct affinity_key);
 	__type(value, struct affinity);
 } affinities SEC(".maps");
-
-/*
- * A connected UDP socket, or a TCP socket that is steered -> what its owner dialled. Written by
- * connect; goes with the socket. Pinned.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct peer);
-} peers SEC(".maps");
-
-/*
- * Cookie of a TCP socket that was translated -> what its owner dialled, for getpeername. Written by
- * connect, deleted by sock_release; when full, getpeername shows the endpoint. A storage of
- * the socket would cost three times as much to make, and as much again to free. Pinned.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u64);
-	__type(value, struct peer);
-} translated SEC(".maps");
 
 /* A UDP socket -> the services that it sends to. Written by sendmsg; goes with the socket. Pinned. */
 struct {

@@ -204,6 +204,23 @@ enum packet_count {
 	PACKET_COUNTS = 4,
 };
 
+/* A connection that an endpoint's end leaves without one. */
+struct victim {
+	union addr original;
+	union addr chosen;
+	__be16 original_port;
+	__be16 chosen_port;
+	__u32 protocol;
+};
+
+/* A socket that was ended. */
+struct ended {
+	struct victim victim;
+	__u32 workload;
+	__be16 source_port;
+	__u16 family;
+};
+
 struct event {
 	__u64 time; /* ktime */
 	__u64 netns_cookie;
@@ -237,4 +254,6 @@ _Static_assert(sizeof(struct origin) == 32, "origin has no hidden padding");
 _Static_assert(sizeof(struct tuple) == 36, "tuple has no hidden padding");
 _Static_assert(sizeof(struct interface) == 56, "interface has no hidden padding");
 _Static_assert(sizeof(struct neighbour) == 16, "neighbour has no hidden padding");
+_Static_assert(sizeof(struct victim) == 40, "victim has no hidden padding");
+_Static_assert(sizeof(struct ended) == 48, "ended has no hidden padding");
 _Static_assert(sizeof(struct event) == 96, "event has no hidden padding");

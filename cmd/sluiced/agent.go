@@ -20,6 +20,7 @@ import (
 
 	"github.com/sluice-mesh/sluice/admin"
 	"github.com/sluice-mesh/sluice/admin/version"
+	"github.com/sluice-mesh/sluice/dataplane/destroy"
 	"github.com/sluice-mesh/sluice/dataplane/events"
 	"github.com/sluice-mesh/sluice/dataplane/forward"
 	"github.com/sluice-mesh/sluice/dataplane/gatewayaddr"
@@ -73,6 +74,7 @@ type agent struct {
 	steer    *steer.Table
 	services *service.Table
 	forward  *forward.Table
+	destroy  *destroy.Destroyer // nil: the kernel cannot
 	handoff  *handoff.Server
 	gateways *gatewayaddr.Table
 	registry *workload.Registry
@@ -128,7 +130,9 @@ func runAgent(ctx context.Context, s *settings) error {
 	if a.steer, err = steer.New(steer.Config{Datapath: a.datapath, Logger: component("steer")}); err != nil {
 		return err
 	}
-	if a.services, err = service.New(service.Config{Datapath: a.datapath, DNS: s.dns(), Node: s.NodeName, Registerer: a.reg, Logger: component("service")}); err != nil {
+	if a.services, err = service.New(service.Config{Datapath: a.datapath, DNS: s.dns(), Node: s.NodeName, Gone: a.endpointsGone,
+		Alive:      func(addr netip.Addr) bool { return a.store.WorkloadByAddress(addr) != nil },
+		Registerer: a.reg, Logger: component("service")}); err != nil {
 		return err
 	}
 	reader, err := events.New(events.Config{
@@ -150,6 +154,13 @@ func runAgent(ctx context.Context, s *settings) error {
 		Datapath: a.datapath, Netns: node, ThroughStack: s.NodeStack, Registerer: a.reg, Logger: component("forward"),
 	}); err != nil {
 		return err
+	}
+
+	if a.destroy, err = destroy.New(destroy.Config{
+		Datapath: a.datapath, Node: s.NodeName, Namespaces: a.namespaces, Service: a.frontendName,
+		Sink: func(f *flow.Flow) { a.flows.Add(f) }, Logger: component("destroy"),
+	}); err != nil {
+		logger.Warn("connections to endpoints that are gone are not ended", "error", err)
 	}
 
 	// Workloads and gateways, and the proxy that serves them.
@@ -229,6 +240,9 @@ func runAgent(ctx context.Context, s *settings) error {
 	g.Go(func() error { return adminServer.Run(ctx) })
 	g.Go(func() error { return serveMetrics(ctx, s.AgentMetrics, a.reg, component("metrics")) })
 	g.Go(func() error { return projector.run(ctx) })
+	if a.destroy != nil {
+		g.Go(func() error { return a.destroy.Run(ctx) })
+	}
 	g.Go(func() error {
 		select {
 		case <-time.After(proxyWait):
@@ -239,6 +253,27 @@ func runAgent(ctx context.Context, s *settings) error {
 		return nil
 	})
 	return g.Wait()
+}
+
+// endpointsGone has the sockets ended that an endpoint's end leaves without one.
+func (a *agent) endpointsGone(gone []service.Gone) {
+	if a.destroy == nil {
+		return
+	}
+	victims := make([]destroy.Victim, len(gone))
+	for i, g := range gone {
+		victims[i] = destroy.Victim(g)
+	}
+	a.destroy.Add(victims)
+}
+
+// namespaces are those of this node's workloads.
+func (a *agent) namespaces() []destroy.Namespace {
+	var out []destroy.Namespace
+	for _, s := range a.registry.List() {
+		out = append(out, destroy.Namespace{Workload: s.Workload(), Index: s.Index, Path: s.NetnsPath})
+	}
+	return out
 }
 
 // localNames are this node's own workloads, by number and by address. They are

@@ -17,7 +17,7 @@ func (t *Table) usable(s *mesh.Service, p *mesh.ServicePort) (use []mesh.Endpoin
 		return p.Endpoints, false
 	}
 	for _, e := range p.Endpoints {
-		if e.Node == t.node {
+		if e.Node == t.cfg.Node {
 			use = append(use, e)
 		}
 	}
@@ -25,7 +25,7 @@ func (t *Table) usable(s *mesh.Service, p *mesh.ServicePort) (use []mesh.Endpoin
 		return use, false
 	}
 	for _, e := range p.Draining {
-		if e.Node == t.node && e.Terminating {
+		if e.Node == t.cfg.Node && e.Terminating {
 			use = append(use, e)
 		}
 	}

@@ -27,6 +27,14 @@ type Config struct {
 	// Node is the name of this node, to which services with a Local traffic policy are
 	// bound.
 	Node string
+	// Gone is told of the endpoints that services have no more, neither to use nor
+	// draining, once the kernel sends nobody there; nil: nobody is told. Those of TCP
+	// count only when their address belongs to no workload any more (Alive): a
+	// Service that selects a workload no longer leaves its connections alone, as
+	// kube-proxy does.
+	Gone func([]Gone)
+	// Alive reports whether an address is that of a workload; nil: none is.
+	Alive func(netip.Addr) bool
 	// Registerer may be nil.
 	Registerer prometheus.Registerer
 	Logger     *slog.Logger
@@ -56,8 +64,8 @@ type want struct {
 	affinitySeconds uint32
 	endpoints       []netip.AddrPort // in the order of slots; one with more weight has more slots
 	members         bool             // endpoints are looked up by address, too
-	// draining are looked up by address only: nobody is sent there, and flows go on. Nil
-	// without members.
+	// draining are looked up by address only: nobody is sent there, and flows go on.
+	// Without members the kernel does not know them, nor does a later process.
 	draining []netip.AddrPort
 }
 
@@ -67,18 +75,20 @@ func (w want) equal(o want) bool {
 }
 
 func (w want) sameEndpoints(o want) bool {
-	return slices.Equal(w.endpoints, o.endpoints) && slices.Equal(w.draining, o.draining)
+	return slices.Equal(w.endpoints, o.endpoints) && (!w.members || slices.Equal(w.draining, o.draining))
 }
 
 // Table is the service tables.
 type Table struct {
 	maps *bpf.MeshMaps
 	log  *slog.Logger
-	node string
+	cfg  Config
 
 	frontends map[bpf.MeshFrontend]*frontend
 	owned     map[string][]bpf.MeshFrontend // by the key of the service
 	failed    map[string]*mesh.Service
+	// lingering are endpoints of TCP that services have no more, while their workloads live.
+	lingering map[Gone]bool
 	nextID    uint32
 	// firstGeneration differs between processes, so that a socket cannot take an
 	// endpoint of an earlier frontend with the same id for one of the current set.
@@ -99,10 +109,11 @@ func New(cfg Config) (*Table, error) {
 	t := &Table{
 		maps:            cfg.Datapath.Maps(),
 		log:             cfg.Logger,
-		node:            cfg.Node,
+		cfg:             cfg,
 		frontends:       map[bpf.MeshFrontend]*frontend{},
 		owned:           map[string][]bpf.MeshFrontend{},
 		failed:          map[string]*mesh.Service{},
+		lingering:       map[Gone]bool{},
 		firstGeneration: rand.Uint32(),
 	}
 	if err := t.restore(); err != nil {
@@ -145,9 +156,14 @@ func (t *Table) Apply(d mesh.Delta) error {
 			services[s.Key()] = s
 		}
 	}
+	workloads := false
 	for _, ref := range d.Removes {
-		if ref.Kind == mesh.KindService {
+		switch ref.Kind {
+		case mesh.KindService:
 			services[ref.Key] = nil // as in mesh/store, removals come last
+		case mesh.KindWorkload:
+			workloads = true
+		default:
 		}
 	}
 	var b batch
@@ -172,6 +188,7 @@ func (t *Table) Apply(d mesh.Delta) error {
 		}
 	}
 	t.failedCount.Store(int64(len(failures)))
+	t.tellGone(b.gone, workloads)
 	return errors.Join(errs...)
 }
 
@@ -240,7 +257,8 @@ func (t *Table) owner(b *batch, f bpf.MeshFrontend) string {
 func (t *Table) plan(b *batch, key bpf.MeshFrontend, owner string, w want) {
 	old := t.frontends[key]
 	if old != nil && !old.partial && old.equal(w) {
-		old.owner = owner
+		b.gone = append(b.gone, lost(key, old.want, w)...)
+		old.owner, old.draining = owner, w.draining
 		delete(b.changes, key)
 		return
 	}
@@ -282,9 +300,7 @@ func (t *Table) wants(s *mesh.Service) map[bpf.MeshFrontend]want {
 					w.flags |= uint32(bpf.MeshServiceFlagsSERVICE_LOCAL)
 				}
 				w.endpoints = slots(use, vip)
-				if w.members {
-					w.draining = unused(p, vip, w.endpoints)
-				}
+				w.draining = unused(p, vip, w.endpoints)
 			}
 			out[bpf.FrontendFrom(netip.AddrPortFrom(vip, p.Port), uint8(p.Protocol))] = w
 		}

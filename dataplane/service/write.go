@@ -18,6 +18,7 @@ import (
 type batch struct {
 	changes map[bpf.MeshFrontend]*frontend
 	removes []bpf.MeshFrontend
+	gone    []Gone // what the frontends have no more; complete once it was written
 }
 
 // rows are elements of one map with the frontend that each is for.
@@ -92,6 +93,7 @@ func (t *Table) write(b *batch) map[string]error {
 		}
 		if old != nil {
 			forget(key, old, now)
+			b.gone = append(b.gone, lost(key, old.want, now.want)...)
 		}
 		t.frontends[key] = now
 		t.count(old, now)
@@ -100,6 +102,7 @@ func (t *Table) write(b *batch) map[string]error {
 		if failed[key] == nil {
 			old := t.frontends[key]
 			forget(key, old, nil)
+			b.gone = append(b.gone, lost(key, old.want, want{})...)
 			delete(t.frontends, key)
 			t.count(old, nil)
 		}

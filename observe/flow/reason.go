@@ -34,6 +34,9 @@ const (
 	// ReasonNoLocalEndpoint: the service's traffic policy is Local, and none of its
 	// endpoints is on this node.
 	ReasonNoLocalEndpoint Reason = 10
+	// ReasonEndpointGone: the endpoint that a connection went to is gone, and the client's
+	// socket was ended so that it does not wait for answers.
+	ReasonEndpointGone Reason = 11
 
 	// ReasonNoOriginalDestination: a connection reached the node proxy without
 	// having been steered there.
@@ -109,6 +112,7 @@ var reasonTexts = map[Reason]string{
 	ReasonSpoofedSource:         "spoofed-source",
 	ReasonUnexpectedFrame:       "unexpected-frame",
 	ReasonNoLocalEndpoint:       "no-local-endpoint",
+	ReasonEndpointGone:          "endpoint-gone",
 	ReasonNoOriginalDestination: "no-original-destination",
 	ReasonNoRoute:               "no-route",
 	ReasonNoBackend:             "no-backend",
