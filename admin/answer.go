@@ -184,6 +184,7 @@ type GatewayListener struct {
 
 // Connection is a connection that the proxy holds, GET /connections of the proxy.
 type Connection struct {
+	// ID stays the connection's as long as the proxy runs, and is no other's.
 	ID uint64 `json:"id"`
 	// Kind is "outbound" for a workload's own connection and "ingress" for one that
 	// a Gateway took.
@@ -194,14 +195,27 @@ type Connection struct {
 	// Original is what the client dialled, Service what that address stands for.
 	Original netip.AddrPort `json:"original"`
 	Service  mesh.Name      `json:"service,omitzero"`
-	Protocol string         `json:"protocol"` // "HTTP/1.1", "HTTP/2", "TCP", or "" until it is known
-	TLS      bool           `json:"tls,omitempty"`
+	Protocol string         `json:"protocol"`      // "HTTP/1.1", "HTTP/2", "TCP", or "" until it is known
+	TLS      *ConnectionTLS `json:"tls,omitempty"` // null: plain text, or not the proxy's to end
 	Requests uint64         `json:"requests"`
-	BytesIn  uint64         `json:"bytes_in"`  // from the client
-	BytesOut uint64         `json:"bytes_out"` // to the client
-	Started  time.Time      `json:"started"`
+	// BytesIn and BytesOut are the payload of TCP from and to the client, ciphertext
+	// where there is TLS, as the kernel counts it.
+	BytesIn  uint64 `json:"bytes_in"`
+	BytesOut uint64 `json:"bytes_out"`
+	// Buffered is what the proxy holds for it in bytes that could not be sent on yet.
+	Buffered uint64    `json:"buffered_bytes"`
+	Started  time.Time `json:"started"`
 	// Idle is how long nothing has moved, in nanoseconds.
 	Idle time.Duration `json:"idle_ns,omitempty"`
+}
+
+// ConnectionTLS is what the handshake with a client agreed on; its fields are empty
+// until that is done.
+type ConnectionTLS struct {
+	Version    string `json:"version,omitempty"` // "TLS 1.3"
+	Cipher     string `json:"cipher,omitempty"`
+	ALPN       string `json:"alpn,omitempty"`
+	ServerName string `json:"server_name,omitempty"`
 }
 
 // ExplainRequest asks which rule a request would meet, POST /explain of the proxy.

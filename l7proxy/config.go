@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sluice-mesh/sluice/l7proxy/message"
 	"github.com/sluice-mesh/sluice/l7proxy/route"
 	"github.com/sluice-mesh/sluice/l7proxy/tlsengine"
 	"github.com/sluice-mesh/sluice/l7proxy/trace"
@@ -43,8 +44,9 @@ type Sockets interface {
 
 // AccessLog takes a record of each finished exchange and connection.
 type AccessLog interface {
-	// Add must not block and must not keep f or its strings.
-	Add(f *flow.Flow)
+	// Add must not block and must not keep f, the request's head (nil: no request), or
+	// their strings.
+	Add(f *flow.Flow, head *message.Head)
 }
 
 // Config is what a Proxy needs.

@@ -37,6 +37,7 @@ const (
 // while a request is under way is lent by the worker.
 type downConn struct {
 	wire
+	id      uint64
 	sock    *socket
 	journey SocketType
 	mode    mode

@@ -115,6 +115,16 @@ func TestGatewayTLS(t *testing.T) {
 			if !f.Ingress || f.Destination.Service != (mesh.Name{Namespace: "infra", Name: "edge"}) || f.Original != addr {
 				t.Errorf("flow %+v", f)
 			}
+			held, err := l.proxy.Snapshot(t.Context())
+			if err != nil || len(held) != 1 {
+				t.Fatalf("%d connections, %v", len(held), err)
+			}
+			if got := held[0].TLS; got == nil || got.Version != "TLS 1.3" || (got.ALPN == "h2") != (alpn == "h2") || got.ServerName != "www.example.com" || got.Cipher == "" {
+				t.Errorf("the connection's TLS is %+v", got)
+			}
+			if held[0].BytesIn < 3<<20 || held[0].BytesOut < 3*size {
+				t.Errorf("%d bytes in, %d out", held[0].BytesIn, held[0].BytesOut)
+			}
 		})
 	}
 }

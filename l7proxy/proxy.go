@@ -9,7 +9,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -55,20 +54,6 @@ type Socket struct {
 	// Addr is what clients dial. It names the socket for RemoveSocket, with Type and
 	// Workload.
 	Addr netip.AddrPort
-}
-
-// Connection is a downstream connection, as the admin socket shows it.
-type Connection struct {
-	Journey     string         `json:"journey"`
-	Protocol    string         `json:"protocol"` // "config", "detect", "tls", "http/1.1", "h2", "tcp", "closing"
-	Source      netip.AddrPort `json:"source"`
-	Workload    mesh.Name      `json:"workload,omitzero"`
-	Destination netip.AddrPort `json:"destination"`
-	Listener    string         `json:"listener,omitempty"`
-	Loop        int            `json:"loop"`
-	Age         time.Duration  `json:"age_ns"`
-	Exchanges   uint64         `json:"exchanges"` // begun on it
-	Buffered    int            `json:"buffered_bytes"`
 }
 
 // Proxy is the data path of a node proxy.
@@ -349,38 +334,4 @@ func (p *Proxy) Drain(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// Snapshot returns the downstream connections.
-func (p *Proxy) Snapshot(ctx context.Context) ([]Connection, error) {
-	var out []Connection
-	for _, w := range p.workers {
-		got := make(chan []Connection, 1)
-		if !w.loop.Post(func() { got <- w.snapshot() }) {
-			continue
-		}
-		select {
-		case conns := <-got:
-			out = append(out, conns...)
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-	return out, nil
-}
-
-func (w *worker) snapshot() []Connection {
-	out := make([]Connection, 0, len(w.conns))
-	for _, d := range w.conns {
-		buffered := d.buffered()
-		if d.tunnel != nil {
-			buffered += d.tunnel.relay.Buffered()
-		}
-		out = append(out, Connection{
-			Journey: d.journey.String(), Protocol: modeNames[d.mode], Source: d.peer, Workload: d.source,
-			Destination: d.dest, Listener: d.listenerName, Loop: w.id,
-			Age: time.Duration(w.loop.Now() - d.opened), Exchanges: d.exchanges, Buffered: buffered,
-		})
-	}
-	return out
 }

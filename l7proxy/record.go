@@ -4,6 +4,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/sluice-mesh/sluice/l7proxy/message"
 	"github.com/sluice-mesh/sluice/l7proxy/upstream"
 	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/observe/flow"
@@ -81,7 +82,7 @@ func (x *exchange) record() {
 		f.http.Rule, f.http.RuleName = x.rule.RuleIndex, x.rule.RuleName
 	}
 	f.http.TraceID = x.traceID()
-	w.report(&f.Flow, wanted)
+	w.report(&f.Flow, &x.head, wanted)
 	if x.span != nil {
 		x.traceEnd(&f.Flow)
 	}
@@ -100,7 +101,7 @@ func (w *worker) recordConn(d *downConn, reason flow.Reason, detail string, in, 
 	w.fill(f, d, reason, detail, e)
 	f.BytesIn, f.BytesOut = in, out
 	f.Duration = time.Duration(w.loop.Now() - d.opened)
-	w.report(f, w.proxy.cfg.Flows != nil)
+	w.report(f, nil, w.proxy.cfg.Flows != nil)
 }
 
 // fill writes what all flows have.
@@ -137,10 +138,10 @@ func (w *worker) fill(f *flow.Flow, d *downConn, reason flow.Reason, detail stri
 	}
 }
 
-func (w *worker) report(f *flow.Flow, wanted bool) {
+func (w *worker) report(f *flow.Flow, head *message.Head, wanted bool) {
 	cfg := &w.proxy.cfg
 	if cfg.AccessLog != nil {
-		cfg.AccessLog.Add(f)
+		cfg.AccessLog.Add(f, head)
 	}
 	if wanted {
 		cfg.Flows(f)

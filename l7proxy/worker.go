@@ -42,6 +42,8 @@ type worker struct {
 
 	listeners map[*socket]*loop.Listener
 	conns     []*downConn
+	open      atomic.Int64 // len(conns), for who asks
+	accepted  uint64
 	drained   []chan struct{} // closed when conns is empty
 
 	waiters  []waiter
@@ -175,8 +177,11 @@ func (w *worker) accept(s *socket, fd int, peer netip.AddrPort) {
 		return
 	}
 	d.wire.init(w, c, s.budget)
+	w.accepted++
+	d.id = w.accepted*uint64(len(w.proxy.workers)) + uint64(w.id)
 	d.index = len(w.conns)
 	w.conns = append(w.conns, d)
+	w.open.Store(int64(len(w.conns)))
 	w.metrics.connsActive[d.journey].Inc()
 	w.metrics.conns[d.journey].Inc()
 	switch s.Type {
@@ -196,6 +201,7 @@ func (w *worker) removeConn(d *downConn) {
 	w.conns[d.index].index = d.index
 	w.conns[last] = nil
 	w.conns = w.conns[:last]
+	w.open.Store(int64(last))
 	d.sock.budget.close()
 	w.metrics.connsActive[d.journey].Dec()
 	w.checkDrained()

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -62,8 +64,11 @@ func connectionTable(list []admin.Connection, now time.Time) *table {
 			to = fmt.Sprintf("%s:%d", c.Service, c.Original.Port())
 		}
 		protocol := c.Protocol
-		if c.TLS {
-			protocol += " TLS"
+		if c.TLS != nil {
+			protocol = strings.TrimSpace(protocol + " " + cmp.Or(c.TLS.Version, "TLS"))
+			if c.TLS.ServerName != "" {
+				protocol += " " + printable(c.TLS.ServerName)
+			}
 		}
 		t.add(fmt.Sprint(c.ID), c.Kind, client, to, protocol, fmt.Sprint(c.Requests), bytesWord(c.BytesIn), bytesWord(c.BytesOut),
 			age(c.Started, now), durationWord(c.Idle))

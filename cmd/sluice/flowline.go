@@ -23,6 +23,12 @@ func (l *flowLines) append(dst []byte, f *flow.Flow) []byte {
 	dst = l.time(dst, f.Time)
 	if f.Type == flow.TypeLost {
 		text := fmt.Sprintf(" lost %d events: %s", f.Lost, lossText(f.LostSource))
+		if f.LostSource == flow.LostByRestart {
+			text = " lost an unknown number of events: the agent restarted"
+			if f.Detail != "" {
+				text += " (" + printable(f.Detail) + ")"
+			}
+		}
 		return append(append(dst, paint(text, yellow, l.colored)...), '\n')
 	}
 	dst = append(dst, ' ')
@@ -44,6 +50,12 @@ func (l *flowLines) append(dst []byte, f *flow.Flow) []byte {
 	dst = append(dst, l.verdict(f)...)
 	if f.HTTP != nil && f.HTTP.Route != "" {
 		dst = fmt.Appendf(dst, " route %s#%d", printable(f.HTTP.Route), f.HTTP.Rule)
+		if f.HTTP.RuleName != "" {
+			dst = fmt.Appendf(dst, " (%s)", printable(f.HTTP.RuleName))
+		}
+	}
+	if f.HTTP != nil && !f.HTTP.TraceID.IsZero() {
+		dst = fmt.Appendf(dst, " trace %s", f.HTTP.TraceID)
 	}
 	return append(dst, '\n')
 }

@@ -184,11 +184,45 @@ func TestFollow(t *testing.T) {
 	if code := <-ended; code != exitOK || stderr.Len() > 0 {
 		t.Errorf("interrupted it ended with %d, %q", code, stderr)
 	}
-	out, stderr, ended = follow(t.Context(), "--last", "1")
-	<-out
+}
+
+// TestFollowRestart: who follows goes on with the next agent's flows, is told that
+// some are missing, and gets none twice.
+func TestFollowRestart(t *testing.T) {
+	n := start(t)
+	n.flows.Add(demoFlows()...)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	out, ended := make(chan string), make(chan int, 1)
+	a := &app{stdout: &lines{out: out}, stderr: new(bytes.Buffer), getenv: func(string) string { return "" }, now: func() time.Time { return now }}
+	go func() {
+		ended <- a.execute(ctx, []string{"observe", "--follow", "--run-dir", n.runDir, "--last", "1", "--type", "dns"})
+	}()
+	if line := <-out; !strings.Contains(line, "DNS A reviews") {
+		t.Errorf("first line %q", line)
+	}
 	n.stops[admin.ProcessAgent]()
-	if code := <-ended; code != exitUsage || !strings.Contains(stderr.String(), "the agent stopped") {
-		t.Errorf("when the agent stopped it ended with %d, %q", code, stderr)
+	again := startIn(t, n.runDir, admin.ProcessAgent)
+	// What the proxy kept for the agent comes with what is new.
+	for i, name := range []string{"old.", "kept.", "new."} {
+		f := &flow.Flow{Time: now.Add(time.Duration(i-1)*time.Second + 1), Type: flow.TypeDNS, DNS: &flow.DNS{Query: name, Type: "A", RCode: "NOERROR"}}
+		again.flows.Add(f)
+	}
+	if line := <-out; !strings.Contains(line, "lost an unknown number of events: the agent restarted (away from") {
+		t.Errorf("after the restart: %q", line)
+	}
+	for _, want := range []string{"DNS A kept.", "DNS A new."} {
+		if line := <-out; !strings.Contains(line, want) {
+			t.Errorf("after that: %q, want %s", line, want)
+		}
+	}
+	again.flows.Add(&flow.Flow{Time: now.Add(time.Hour), Type: flow.TypeDNS, DNS: &flow.DNS{Query: "later.", Type: "A", RCode: "NOERROR"}})
+	if line := <-out; !strings.Contains(line, "DNS A later.") {
+		t.Errorf("later: %q", line)
+	}
+	cancel()
+	if code := <-ended; code != exitOK {
+		t.Errorf("interrupted it ended with %d", code)
 	}
 }
 

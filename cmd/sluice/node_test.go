@@ -31,11 +31,16 @@ type fakeNode struct {
 // start makes a node of these processes, all of them by default.
 func start(t *testing.T, processes ...admin.Process) *fakeNode {
 	t.Helper()
+	return startIn(t, t.TempDir(), processes...)
+}
+
+func startIn(t *testing.T, runDir string, processes ...admin.Process) *fakeNode {
+	t.Helper()
 	r, err := ring.New(1024)
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &fakeNode{runDir: t.TempDir(), flows: r, levels: map[admin.Process]*loglevel.Levels{}, stops: map[admin.Process]func(){}}
+	n := &fakeNode{runDir: runDir, flows: r, levels: map[admin.Process]*loglevel.Levels{}, stops: map[admin.Process]func(){}}
 	if processes == nil {
 		processes = admin.Processes
 	}
@@ -197,7 +202,7 @@ func (proxyView) Connections() []admin.Connection {
 	return []admin.Connection{
 		{ID: 1, Kind: "outbound", Client: addrPort("10.77.0.4:41000"), Workload: name("shop/web"), Original: addrPort("10.96.0.12:80"), Service: name("shop/reviews"),
 			Protocol: "HTTP/1.1", Requests: 12, BytesIn: 900, BytesOut: 12_345_678, Started: now.Add(-26 * time.Hour), Idle: 1500 * time.Millisecond},
-		{ID: 2, Kind: "ingress", Client: addrPort("192.0.2.7:5555"), Original: addrPort("10.97.0.1:443"), TLS: true, Protocol: "HTTP/2", Started: now.Add(-5 * time.Second)},
+		{ID: 2, Kind: "ingress", Client: addrPort("192.0.2.7:5555"), Original: addrPort("10.97.0.1:443"), TLS: &admin.ConnectionTLS{Version: "TLS 1.3", ALPN: "h2", ServerName: "shop.example"}, Protocol: "HTTP/2", Started: now.Add(-5 * time.Second)},
 	}
 }
 
@@ -233,7 +238,7 @@ func demoFlows() []*flow.Flow {
 		{Time: at(-86400000), Type: flow.TypeSocket, Verdict: flow.VerdictTranslated, Source: web, Destination: v2, Original: vip, Protocol: mesh.ProtocolTCP},
 		{Time: at(100), Type: flow.TypeSocket, Verdict: flow.VerdictRedirected, Source: web, Destination: flow.Peer{Service: name("shop/reviews")}, Original: vip, Protocol: mesh.ProtocolTCP},
 		{Time: at(123), Type: flow.TypeHTTP, Verdict: flow.VerdictForwarded, Source: web, Destination: reviews, Original: vip, Protocol: mesh.ProtocolTCP, Duration: 3200 * time.Microsecond,
-			HTTP: &flow.HTTP{Method: "GET", Authority: "reviews", Path: "/reviews/7", Proto: "HTTP/1.1", Status: 200, Route: "HTTPRoute/shop/reviews", Tries: 1}},
+			HTTP: &flow.HTTP{Method: "GET", Authority: "reviews", Path: "/reviews/7", Proto: "HTTP/1.1", Status: 200, Route: "HTTPRoute/shop/reviews", RuleName: "canary", Tries: 1, TraceID: flow.TraceID{10, 15: 1}}},
 		{Time: at(200), Type: flow.TypeHTTP, Verdict: flow.VerdictError, Reason: flow.ReasonConnectFailed, Detail: "ECONNREFUSED", Source: web, Destination: v2, Original: vip, Protocol: mesh.ProtocolTCP,
 			Duration: 1234 * time.Millisecond, HTTP: &flow.HTTP{Method: "POST", Path: "/x\x1b[31m\u202e", Proto: "HTTP/2", Status: 503, GRPC: "14", Route: "GRPCRoute/shop/reviews", Rule: 2, Tries: 3}},
 		{Time: at(250), Type: flow.TypeHTTP, Verdict: flow.VerdictDropped, Reason: flow.ReasonNoRoute, Source: flow.Peer{AddrPort: addrPort("192.0.2.7:5555")}, Protocol: mesh.ProtocolTCP, Ingress: true,

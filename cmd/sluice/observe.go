@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -31,7 +32,10 @@ func (a *app) observeCommand() *cobra.Command {
 		Short: "Show the flows of the node: connections and requests, with verdict and reason",
 		Long: `Show the flows that the node recorded, oldest first, a line for each: connections
 that the kernel balanced or refused, requests and connections that the node proxy
-carried, and DNS queries. Events that were lost are shown as lines of their own.
+carried, and DNS queries. A request is one line with its response: endpoint, status,
+latency, tries, verdict and reason, route and rule, and trace. Events that were lost
+are shown as lines of their own. --follow goes on when the agent restarts, and says
+what is missing.
 
 Without --follow or --since the last 20 flows are shown; with them, --last is as many
 as there are. A filter that is given more than once selects what any of its values
@@ -43,6 +47,8 @@ Exits with 3 if there is no flow to show.`,
   sluice observe --follow --namespace shop
   sluice observe --since 5m --verdict dropped --verdict error
   sluice observe --to-service shop/reviews --http-status 5+ --not --http-path '^/healthz$'
+  sluice observe --follow --protocol dns --dns-query '^reviews\.'
+  sluice observe --min-latency 250ms --type http
   sluice observe --from-label app=web,tier!=test -o jsonl | jq .http.path`,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -133,6 +139,74 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 	return t, nil
 }
 
+// The bounds of the wait between attempts to reach an agent that went away.
+const (
+	againFirst = 100 * time.Millisecond
+	againLast  = 2 * time.Second
+)
+
+// follow is the client's Flows, but a query that follows outlives the agent: it goes
+// on with the next agent's flows, after a flow of its own that says what is missing.
+// Flows of the proxy are not: it keeps them for the next agent, as far as it has room.
+func follow(ctx context.Context, c *admin.Client, q admin.FlowQuery, now func() time.Time, each func(*flow.Flow, []byte) error) error {
+	if !q.Follow {
+		return c.Flows(ctx, q, each)
+	}
+	before, err := c.Status(ctx, admin.ProcessAgent)
+	if err != nil {
+		return err
+	}
+	last := now()
+	for {
+		err := c.Flows(ctx, q, func(f *flow.Flow, line []byte) error {
+			if f.Time.After(last) {
+				last = f.Time
+			}
+			return each(f, line)
+		})
+		var away *admin.UnreachableError
+		if !errors.As(err, &away) {
+			return err
+		}
+		since := now()
+		after, err := whenBack(ctx, c)
+		if err != nil {
+			return err
+		}
+		if !after.Component.Started.Equal(before.Component.Started) {
+			gap := &flow.Flow{
+				Time: now(), Type: flow.TypeLost, LostSource: flow.LostByRestart,
+				Detail: fmt.Sprintf("away from %s to %s", since.Format(time.TimeOnly), after.Component.Started.In(since.Location()).Format(time.TimeOnly)),
+			}
+			line, err := json.Marshal(gap)
+			if err != nil {
+				return err
+			}
+			if err := each(gap, line); err != nil {
+				return err
+			}
+		}
+		before = after
+		q.Last, q.Since = 0, last.Add(1)
+	}
+}
+
+// whenBack waits for an agent that answers.
+func whenBack(ctx context.Context, c *admin.Client) (admin.Status, error) {
+	for wait := againFirst; ; wait = min(2*wait, againLast) {
+		st, err := c.Status(ctx, admin.ProcessAgent)
+		var away *admin.UnreachableError
+		if err == nil || !errors.As(err, &away) || errors.Is(err, os.ErrPermission) {
+			return st, err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return st, ctx.Err()
+		}
+	}
+}
+
 // observe prints the flows of a query as they come.
 func (a *app) observe(ctx context.Context, q admin.FlowQuery, out format) error {
 	c := a.client()
@@ -140,7 +214,7 @@ func (a *app) observe(ctx context.Context, q admin.FlowQuery, out format) error 
 	shown := 0
 	list := []json.RawMessage{}
 	lines := flowLines{now: a.now(), colored: a.colored()}
-	err := c.Flows(ctx, q, func(f *flow.Flow, line []byte) error {
+	err := follow(ctx, c, q, a.now, func(f *flow.Flow, line []byte) error {
 		shown++
 		var err error
 		switch out {

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/sluice-mesh/sluice/admin/loglevel"
+	"github.com/sluice-mesh/sluice/l7proxy/accesslog"
 	"github.com/sluice-mesh/sluice/l7proxy/trace"
 	"github.com/sluice-mesh/sluice/mesh"
 )
@@ -41,6 +42,10 @@ type settings struct {
 	LogFormat        string         `json:"log-format"`
 	AccessLog        string         `json:"access-log,omitempty"`
 	AccessLogFormat  string         `json:"access-log-format"`
+	AccessLogFields  []string       `json:"access-log-fields,omitempty"`
+	AccessLogText    string         `json:"access-log-template,omitempty"`
+	AccessLogStatus  int            `json:"access-log-min-status,omitempty"`
+	AccessLogSlow    time.Duration  `json:"access-log-min-duration,omitempty"`
 	TraceEndpoint    string         `json:"trace-endpoint,omitempty"`
 	TraceProtocol    string         `json:"trace-protocol"`
 	TraceSampling    string         `json:"trace-sampling"`
@@ -90,6 +95,10 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.LogFormat, "log-format", s.LogFormat, "text or json")
 	f.StringVar(&s.AccessLog, "access-log", s.AccessLog, "file for the access log, - for standard output; empty: none")
 	f.StringVar(&s.AccessLogFormat, "access-log-format", s.AccessLogFormat, "json or text")
+	f.StringSliceVar(&s.AccessLogFields, "access-log-fields", s.AccessLogFields, "what an entry of the access log says, in this order ("+strings.Join(accesslog.Fields(), ", ")+", or header.NAME of the request; what holds secrets is refused); empty: everything but path_only, duration_ms and headers")
+	f.StringVar(&s.AccessLogText, "access-log-template", s.AccessLogText, "an entry of the access log in the format text, such as '{time} {method} {path_only} {status}'; {{ is a brace, - stands for what there is not")
+	f.IntVar(&s.AccessLogStatus, "access-log-min-status", s.AccessLogStatus, "log requests with this status or a higher one; what failed in the proxy is always logged; 0: all")
+	f.DurationVar(&s.AccessLogSlow, "access-log-min-duration", s.AccessLogSlow, "log requests and connections that took as long at least; with --access-log-min-status, either is enough; 0: all")
 	f.StringVar(&s.TraceEndpoint, "trace-endpoint", s.TraceEndpoint, "OTLP receiver of traces, as a URL (http://127.0.0.1:4317, or https for TLS); empty: no spans, and trace context passes unchanged")
 	f.StringVar(&s.TraceProtocol, "trace-protocol", s.TraceProtocol, "grpc or http: how OTLP is carried")
 	f.StringVar(&s.TraceSampling, "trace-sampling", s.TraceSampling, "percentage of the requests without a caller's trace that start one; a route's annotation sluice.dev/trace-sampling wins, a caller's own decision is kept")
@@ -156,6 +165,9 @@ func (s *settings) validate() error {
 	}
 	if s.AccessLogFormat != "text" && s.AccessLogFormat != "json" {
 		bad("access-log-format", "%q is neither text nor json", s.AccessLogFormat)
+	}
+	if err := s.accessLogOptions().Validate(); err != nil {
+		bad("access-log-fields, -template, -min-status, -min-duration", "%v", err)
 	}
 	if s.TraceEndpoint != "" {
 		if err := trace.ValidateEndpoint(s.TraceEndpoint, trace.Protocol(s.TraceProtocol)); err != nil {
@@ -253,6 +265,18 @@ func (p prefixList) Set(text string) error {
 		*p.list = append(*p.list, prefix.Masked())
 	}
 	return nil
+}
+
+// accessLogOptions are what the settings say of the entries of the access log.
+func (s *settings) accessLogOptions() accesslog.Options {
+	o := accesslog.Options{
+		Format: accesslog.JSON, Fields: s.AccessLogFields, Template: s.AccessLogText,
+		MinStatus: s.AccessLogStatus, MinDuration: s.AccessLogSlow,
+	}
+	if s.AccessLogFormat == "text" {
+		o.Format = accesslog.Text
+	}
+	return o
 }
 
 // dns returns the addresses of the DNS service.

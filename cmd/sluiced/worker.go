@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -423,12 +425,11 @@ func (s *settings) openAccessLog(reg prometheus.Registerer) (*accesslog.Log, fun
 		}
 		out = f
 	}
-	format := accesslog.JSON
-	if s.AccessLogFormat == "text" {
-		format = accesslog.Text
-	}
 	const bytes = 1 << 20
-	log := accesslog.New(out, format, bytes, reg)
+	log, err := accesslog.New(out, s.accessLogOptions(), bytes, reg)
+	if err != nil {
+		return nil, nil, err
+	}
 	return log, log.Run, nil
 }
 
@@ -458,13 +459,16 @@ func (w *worker) Status() admin.Status {
 	}
 	st.Counts = append(st.Counts,
 		admin.Count{Name: "listening sockets", Value: len(w.proxy.Sockets())},
-		admin.Count{Name: "connections", Value: len(w.Connections())})
+		admin.Count{Name: "connections", Value: w.proxy.Connections()})
 	st.XDS = clientXDS(w.xds)
 	return st
 }
 
 // XDS sums up what the control plane sent.
 func (w *worker) XDS() []admin.XDSType { return clientXDS(w.xds) }
+
+// protocolWords are what a connection speaks, once that is known.
+var protocolWords = map[string]string{"http/1.1": "HTTP/1.1", "h2": "HTTP/2", "tcp": "TCP"}
 
 // Connections lists the downstream connections.
 func (w *worker) Connections() []admin.Connection {
@@ -476,15 +480,20 @@ func (w *worker) Connections() []admin.Connection {
 	}
 	now := time.Now()
 	out := make([]admin.Connection, 0, len(held))
-	for i, c := range held {
+	for _, c := range held {
 		conn := admin.Connection{
-			ID: uint64(i), Kind: c.Journey, Client: c.Source, Workload: c.Workload, Original: c.Destination,
-			Protocol: c.Protocol, Requests: c.Exchanges, Started: now.Add(-c.Age),
+			ID: c.ID, Kind: c.Journey, Client: c.Source, Workload: c.Workload, Original: c.Destination, Service: c.Service,
+			Protocol: protocolWords[c.Protocol], Requests: c.Exchanges, Started: now.Add(-c.Age),
+			BytesIn: c.BytesIn, BytesOut: c.BytesOut, Buffered: uint64(c.Buffered), Idle: c.Idle,
 		}
-		if svc, _ := w.store.ServiceByFrontend(mesh.Frontend{AddrPort: c.Destination, Protocol: mesh.ProtocolTCP}); svc != nil {
-			conn.Service = svc.Name
+		if c.Journey == l7proxy.SocketGateway.String() {
+			conn.Kind = "ingress"
+		}
+		if c.TLS != nil {
+			conn.TLS = (*admin.ConnectionTLS)(c.TLS)
 		}
 		out = append(out, conn)
 	}
+	slices.SortFunc(out, func(a, b admin.Connection) int { return cmp.Compare(a.ID, b.ID) })
 	return out
 }

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"unsafe"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sluice-mesh/sluice/l7proxy/message"
 	"github.com/sluice-mesh/sluice/observe/flow"
 )
 
@@ -36,7 +38,7 @@ func ParseFormat(word string) (Format, error) {
 // Log is an access log.
 type Log struct {
 	w      io.Writer
-	format Format
+	layout *layout
 	size   int
 
 	written prometheus.Counter
@@ -53,14 +55,19 @@ type Log struct {
 }
 
 // New returns a log that writes to w and holds at most size bytes of lines that are
-// not written yet (and as much again while it writes). reg may be nil.
-func New(w io.Writer, format Format, size int, reg prometheus.Registerer) *Log {
+// not written yet (and as much again while it writes). reg may be nil. The error says
+// what is wrong with the options.
+func New(w io.Writer, o Options, size int, reg prometheus.Registerer) (*Log, error) {
+	layout, err := o.compile()
+	if err != nil {
+		return nil, err
+	}
 	lost := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "sluice_accesslog_lost_total",
 		Help: "Lines of the access log that were lost, because too many waited (full) or the write failed (failed).",
 	}, []string{"cause"})
 	l := &Log{
-		w: w, format: format, size: size,
+		w: w, layout: layout, size: size,
 		written: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "sluice_accesslog_written_total", Help: "Lines of the access log that were written.",
 		}),
@@ -72,15 +79,24 @@ func New(w io.Writer, format Format, size int, reg prometheus.Registerer) *Log {
 	if reg != nil {
 		reg.MustRegister(l.written, lost)
 	}
-	return l
+	return l, nil
+}
+
+// Validate says what is wrong with the options.
+func (o Options) Validate() error {
+	_, err := o.compile()
+	return err
 }
 
 // Add formats a flow and queues its line. It never waits for the writer: when there
-// is no room the line is counted and lost. It keeps nothing of f. Any goroutine may
-// call it.
-func (l *Log) Add(f *flow.Flow) {
+// is no room the line is counted and lost. head is that of the request, or nil. It
+// keeps nothing of either. Any goroutine may call it.
+func (l *Log) Add(f *flow.Flow, head *message.Head) {
+	if !l.layout.wants(f) {
+		return
+	}
 	scratch := l.scratch.Get().(*[]byte)
-	line := Append((*scratch)[:0], f, l.format)
+	line := l.layout.append((*scratch)[:0], f, head)
 	l.mu.Lock()
 	fits := len(l.pending)+len(line) <= l.size
 	first := fits && l.lines == 0
@@ -131,3 +147,6 @@ func (l *Log) Run(ctx context.Context) error {
 		spare = batch
 	}
 }
+
+// unsafeString is b as a string, as long as b does not change.
+func unsafeString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }

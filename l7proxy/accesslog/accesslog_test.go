@@ -64,10 +64,28 @@ func TestLines(t *testing.T) {
 		{query, Text, `1970-01-01T00:00:00Z dns forwarded shop/web -> - UDP query="api.shop.svc.cluster.local." type="A" rcode="NOERROR" answer="10.96.0.1" answer="x\x0ay"`},
 		{lost, Text, `1970-01-01T00:00:00Z lost unknown - -> - lost=5 by="proxy"`},
 	} {
-		if got := string(Append(nil, c.f, c.format)); got != c.want+"\n" {
+		if got := string(line(c.f, c.format)); got != c.want+"\n" {
 			t.Errorf("got\n%s, want\n%s", got, c.want)
 		}
 	}
+}
+
+func open(t testing.TB, w io.Writer, format Format, size int, reg prometheus.Registerer) *Log {
+	t.Helper()
+	l, err := New(w, Options{Format: format}, size, reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// line is a flow's with everything that is known.
+func line(f *flow.Flow, format Format) []byte {
+	l, err := Options{Format: format}.compile()
+	if err != nil {
+		panic(err)
+	}
+	return l.append(nil, f, nil)
 }
 
 func counters(t *testing.T, reg *prometheus.Registry) map[string]float64 {
@@ -99,8 +117,8 @@ func TestBusyWriter(t *testing.T) {
 	var out bytes.Buffer
 	first := true
 	reg := prometheus.NewRegistry()
-	line := len(Append(nil, exchange(), JSON))
-	l := New(writer(func(p []byte) (int, error) {
+	line := len(line(exchange(), JSON))
+	l := open(t, writer(func(p []byte) (int, error) {
 		if first {
 			first = false
 			close(entered)
@@ -110,11 +128,11 @@ func TestBusyWriter(t *testing.T) {
 	}), JSON, 10*line+line/2, reg)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
-	l.Add(exchange())
+	l.Add(exchange(), nil)
 	go func() { ended <- l.Run(ctx) }()
 	<-entered
 	for range 25 {
-		l.Add(exchange())
+		l.Add(exchange(), nil)
 	}
 	close(release)
 	cancel()
@@ -132,9 +150,9 @@ func TestBusyWriter(t *testing.T) {
 
 func TestFailingWriter(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	l := New(writer(func([]byte) (int, error) { return 0, errors.New("disk full") }), Text, 1<<20, reg)
-	l.Add(exchange())
-	l.Add(exchange())
+	l := open(t, writer(func([]byte) (int, error) { return 0, errors.New("disk full") }), Text, 1<<20, reg)
+	l.Add(exchange(), nil)
+	l.Add(exchange(), nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := l.Run(ctx); err != nil {
@@ -147,7 +165,7 @@ func TestFailingWriter(t *testing.T) {
 
 func TestManyGoroutines(t *testing.T) {
 	var out bytes.Buffer
-	l := New(&out, JSON, 1<<20, nil)
+	l := open(t, &out, JSON, 1<<20, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- l.Run(ctx) }()
@@ -155,7 +173,7 @@ func TestManyGoroutines(t *testing.T) {
 	for range 4 {
 		adders.Go(func() {
 			for range 250 {
-				l.Add(exchange())
+				l.Add(exchange(), nil)
 			}
 		})
 	}
@@ -163,7 +181,7 @@ func TestManyGoroutines(t *testing.T) {
 	cancel()
 	<-ended
 	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
-	want := strings.TrimSuffix(string(Append(nil, exchange(), JSON)), "\n")
+	want := strings.TrimSuffix(string(line(exchange(), JSON)), "\n")
 	if len(lines) != 1000 || slices.ContainsFunc(lines, func(s string) bool { return s != want }) {
 		t.Errorf("%d lines, want 1000 equal ones", len(lines))
 	}
@@ -172,8 +190,12 @@ func TestManyGoroutines(t *testing.T) {
 func TestDoesNotAllocate(t *testing.T) {
 	f := exchange()
 	for _, format := range []Format{JSON, Text} {
-		b := Append(nil, f, format)
-		if n := testing.AllocsPerRun(100, func() { b = Append(b[:0], f, format) }); n != 0 {
+		l, err := Options{Format: format}.compile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := l.append(nil, f, nil)
+		if n := testing.AllocsPerRun(100, func() { b = l.append(b[:0], f, nil) }); n != 0 {
 			t.Errorf("format %d: %v allocations", format, n)
 		}
 	}
@@ -195,7 +217,7 @@ func FuzzAppend(f *testing.F) {
 			rec.Destination.AddrPort = netip.AddrPortFrom(a.WithZone(other), code)
 		}
 		for _, format := range []Format{JSON, Text} {
-			line := Append(nil, rec, format)
+			line := line(rec, format)
 			for i, c := range line {
 				if c == '\n' && i != len(line)-1 || c != '\n' && (c < ' ' || c >= 0x7f) {
 					t.Fatalf("format %d: byte %d of %q", format, i, line)
@@ -238,14 +260,14 @@ func FuzzAppend(f *testing.F) {
 func runes(s string) string { return string([]rune(s)) }
 
 func BenchmarkAdd(b *testing.B) {
-	l := New(io.Discard, JSON, 1<<20, nil)
+	l := open(b, io.Discard, JSON, 1<<20, nil)
 	ctx, cancel := context.WithCancel(b.Context())
 	ended := make(chan error)
 	go func() { ended <- l.Run(ctx) }()
 	f := exchange()
 	b.ReportAllocs()
 	for b.Loop() {
-		l.Add(f)
+		l.Add(f, nil)
 	}
 	cancel()
 	<-ended

@@ -14,112 +14,6 @@ import (
 // ends in "...". A path of HTTP may have 64 KiB and says little after its first part.
 const maxString = 4096
 
-// Append appends the line of a flow, with its line feed. It allocates only to grow b.
-func Append(b []byte, f *flow.Flow, format Format) []byte {
-	if format == Text {
-		return appendText(b, f)
-	}
-	return appendJSON(b, f)
-}
-
-func appendJSON(b []byte, f *flow.Flow) []byte {
-	b = append(b, `{"time":"`...)
-	b = appendTime(b, f.Time)
-	b = append(b, '"')
-	b = field(b, "node", f.Node)
-	b = field(b, "type", f.Type.String())
-	b = field(b, "verdict", f.Verdict.String())
-	b = field(b, "reason", f.Reason.String())
-	b = field(b, "detail", f.Detail)
-	b = addr(b, "source", f.Source.AddrPort)
-	b = name(b, "source_workload", f.Source.Workload)
-	b = addr(b, "destination", f.Destination.AddrPort)
-	b = name(b, "destination_workload", f.Destination.Workload)
-	b = name(b, "destination_service", f.Destination.Service)
-	b = addr(b, "original", f.Original)
-	if f.Protocol != 0 {
-		b = append(key(b, "protocol"), '"')
-		b = append(appendProtocol(b, f.Protocol), '"')
-	}
-	if f.Ingress {
-		b = append(key(b, "ingress"), "true"...)
-	}
-	b = number(b, "bytes_in", f.BytesIn)
-	b = number(b, "bytes_out", f.BytesOut)
-	if f.Duration != 0 {
-		b = strconv.AppendInt(key(b, "duration_ns"), int64(f.Duration), 10)
-	}
-	if h := f.HTTP; h != nil {
-		b = field(b, "method", h.Method)
-		b = field(b, "authority", h.Authority)
-		b = field(b, "path", h.Path)
-		b = field(b, "proto", h.Proto)
-		b = strconv.AppendInt(key(b, "status"), int64(h.Status), 10)
-		b = field(b, "grpc_status", h.GRPC)
-		if h.Route != "" {
-			b = field(b, "route", h.Route)
-			b = strconv.AppendInt(key(b, "rule"), int64(h.Rule), 10)
-		}
-		if h.Tries != 0 {
-			b = strconv.AppendInt(key(b, "tries"), int64(h.Tries), 10)
-		}
-	}
-	if d := f.DNS; d != nil {
-		b = field(b, "query", d.Query)
-		b = field(b, "query_type", d.Type)
-		b = field(b, "rcode", d.RCode)
-		if len(d.Answer) > 0 {
-			b = append(key(b, "answer"), '[')
-			for i, a := range d.Answer {
-				if i > 0 {
-					b = append(b, ',')
-				}
-				b = appendString(b, a, true)
-			}
-			b = append(b, ']')
-		}
-	}
-	b = number(b, "lost", f.Lost)
-	b = field(b, "lost_source", f.LostSource)
-	return append(b, '}', '\n')
-}
-
-func key(b []byte, k string) []byte {
-	b = append(b, ',', '"')
-	b = append(b, k...)
-	return append(b, '"', ':')
-}
-
-// field appends a string unless it is empty.
-func field(b []byte, k, v string) []byte {
-	if v == "" {
-		return b
-	}
-	return appendString(key(b, k), v, true)
-}
-
-func number(b []byte, k string, v uint64) []byte {
-	if v == 0 {
-		return b
-	}
-	return strconv.AppendUint(key(b, k), v, 10)
-}
-
-func addr(b []byte, k string, a netip.AddrPort) []byte {
-	if !a.IsValid() {
-		return b
-	}
-	return append(appendAddr(append(key(b, k), '"'), a), '"')
-}
-
-func name(b []byte, k string, n mesh.Name) []byte {
-	if n.IsZero() {
-		return b
-	}
-	b = append(key(b, k), '"')
-	return append(appendName(b, n, true), '"')
-}
-
 func appendText(b []byte, f *flow.Flow) []byte {
 	b = appendTime(b, f.Time)
 	b = append(append(b, ' '), f.Type.String()...)
@@ -153,8 +47,14 @@ func appendText(b []byte, f *flow.Flow) []byte {
 			b = quoted(b, " route=", h.Route)
 			b = strconv.AppendInt(append(b, " rule="...), int64(h.Rule), 10)
 		}
+		if h.RuleName != "" {
+			b = quoted(b, " rule_name=", h.RuleName)
+		}
 		if h.Tries > 1 {
 			b = strconv.AppendInt(append(b, " tries="...), int64(h.Tries), 10)
+		}
+		if !h.TraceID.IsZero() {
+			b, _ = h.TraceID.AppendText(append(b, " trace="...))
 		}
 	}
 	if d := f.DNS; d != nil {

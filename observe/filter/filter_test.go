@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/observe/filter"
@@ -28,8 +29,9 @@ func web() *flow.Flow {
 		Original: netip.MustParseAddrPort("10.96.0.12:80"),
 		HTTP: &flow.HTTP{
 			Method: "GET", Authority: "Reviews.books:80", Path: "/reviews/7?x=/admin", Proto: "HTTP/1.1", Status: 503,
-			Route: "HTTPRoute/books/reviews",
+			Route: "HTTPRoute/books/reviews", TraceID: flow.TraceID{0xab, 15: 1},
 		},
+		Duration: 250 * time.Millisecond,
 	}
 }
 
@@ -68,6 +70,8 @@ func TestTerms(t *testing.T) {
 		{"http-path", []string{"^/reviews/", "/[0-9]+$", "view"}, []string{"^/review$", "admin", "^/Reviews"}},
 		{"http-host", []string{"reviews.books", "*.books", "REVIEWS.*"}, []string{"reviews", "*.shop", "reviews.books:80"}},
 		{"route", []string{"books/reviews", "HTTPRoute/books/reviews"}, []string{"GRPCRoute/books/reviews", "shop/reviews"}},
+		{"trace-id", []string{"ab000000000000000000000000000001"}, []string{"ab000000000000000000000000000002"}},
+		{"min-latency", []string{"250ms", "0.25s", "1ns"}, []string{"250.001ms", "1h"}},
 		{"dns-query", nil, []string{"reviews"}},
 	}
 	covered := map[string]bool{}

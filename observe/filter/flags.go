@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/observe/flow"
@@ -51,6 +52,8 @@ var flags = slices.Concat(
 		{Name: "http-path", Value: "REGEXP", Usage: "HTTP path without its query, regular expression (RE2) that matches anywhere", compile: httpPath},
 		{Name: "http-host", Value: "HOST", Usage: "HTTP authority without its port; * stands for any characters", compile: httpHost},
 		{Name: "route", Value: "[KIND/]NAMESPACE/NAME", Usage: "route that the request took", Names: "route", compile: route},
+		{Name: "trace-id", Value: "ID", Usage: "trace that the request belongs to: 32 hexadecimal digits", compile: traceID},
+		{Name: "min-latency", Value: "DURATION", Usage: "requests, queries and connections that took as long at least, such as 250ms", compile: minLatency},
 		{Name: "dns-query", Value: "REGEXP", Usage: "name that was asked for, regular expression (RE2) that matches anywhere", compile: dnsQuery},
 	},
 )
@@ -295,6 +298,22 @@ func dnsQuery(v string) (func(*flow.Flow) bool, error) {
 		return nil, err
 	}
 	return func(f *flow.Flow) bool { return f.DNS != nil && re.MatchString(f.DNS.Query) }, nil
+}
+
+func traceID(v string) (func(*flow.Flow) bool, error) {
+	var id flow.TraceID
+	if err := id.UnmarshalText([]byte(v)); err != nil {
+		return nil, err
+	}
+	return func(f *flow.Flow) bool { return f.HTTP != nil && f.HTTP.TraceID == id }, nil
+}
+
+func minLatency(v string) (func(*flow.Flow) bool, error) {
+	d, err := time.ParseDuration(v)
+	if err != nil || d <= 0 {
+		return nil, errors.New("want a duration such as 250ms or 1.5s")
+	}
+	return func(f *flow.Flow) bool { return f.Duration >= d }, nil
 }
 
 func expression(v string) (*regexp.Regexp, error) {

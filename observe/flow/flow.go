@@ -37,6 +37,9 @@ const (
 	LostByKernel = "kernel" // the kernel programs' event buffer was full
 	LostByProxy  = "proxy"  // the node proxy could not hand them to the agent
 	LostByRing   = "ring"   // they were overwritten before a reader got to them
+	// LostByRestart is the word of a client whose agent restarted while it followed:
+	// what the kernel saw meanwhile is lost, nobody knows how much, and Lost is zero.
+	LostByRestart = "restart"
 )
 
 // Peer is one side of a flow. Unknown fields are zero.

@@ -73,6 +73,8 @@ const (
 	hasDNS
 	hasLost
 	hasLostSource
+	hasRuleName // of an HTTP flow only, as is the next
+	hasTrace
 	allBits = 1<<iota - 1
 )
 
@@ -126,6 +128,13 @@ func Append(dst []byte, f *flow.Flow) []byte {
 	}
 	dst = appendNumber(dst, &bits, hasLost, f.Lost)
 	dst = appendOptional(dst, &bits, hasLostSource, f.LostSource, maxWord)
+	if h := f.HTTP; h != nil {
+		dst = appendOptional(dst, &bits, hasRuleName, h.RuleName, maxName)
+		if !h.TraceID.IsZero() {
+			bits |= hasTrace
+			dst = append(dst, h.TraceID[:]...)
+		}
+	}
 	binary.LittleEndian.PutUint32(dst[start:], uint32(len(dst)-start-lengthBytes))
 	binary.LittleEndian.PutUint32(dst[start+lengthBytes:], bits)
 	return dst
@@ -397,6 +406,19 @@ func (d *decoder) flow(f *flow.Flow) {
 	}
 	if bits&hasLostSource != 0 {
 		f.LostSource = d.nonempty(maxWord)
+	}
+	if bits&(hasRuleName|hasTrace) != 0 && f.HTTP == nil {
+		d.fail("a part of a request without the request")
+		return
+	}
+	if bits&hasRuleName != 0 {
+		f.HTTP.RuleName = d.nonempty(maxName)
+	}
+	if bits&hasTrace != 0 {
+		copy(f.HTTP.TraceID[:], d.take(len(f.HTTP.TraceID)))
+		if f.HTTP.TraceID.IsZero() {
+			d.fail("a trace that is there and zero")
+		}
 	}
 }
 
