@@ -1,11 +1,13 @@
 package l7proxy
 
 import (
+	"errors"
 	"math/rand/v2"
 	"strconv"
 	"time"
 
 	"github.com/sluice-mesh/sluice/l7proxy/filter"
+	"github.com/sluice-mesh/sluice/l7proxy/http2"
 	"github.com/sluice-mesh/sluice/l7proxy/loop"
 	"github.com/sluice-mesh/sluice/l7proxy/message"
 	"github.com/sluice-mesh/sluice/l7proxy/route"
@@ -81,6 +83,7 @@ type exchange struct {
 	// and as long as recording.
 	body      []byte
 	recording bool
+	keeping   bool // recording goes on when some of the request was sent
 	trailers  []message.Field
 
 	started int64
@@ -474,11 +477,14 @@ func (x *exchange) attach(c upstream.Conn) {
 	_, multiplexed := c.(*h2up)
 	// An HTTP/2 endpoint says of a request whether it may be repeated, whatever its
 	// method (RFC 9113 §8.7).
-	x.recording = x.rule.Retry != nil && x.rule.Retry.Attempts > 0 || multiplexed || idempotent(x.method)
+	x.keeping = x.rule.Retry != nil && x.rule.Retry.Attempts > 0 || multiplexed || idempotent(x.method)
+	x.recording = x.keeping
 	x.bodySent, x.grpcAnswered = false, false
 	var err error
 	switch c := c.(type) {
 	case *h1up:
+		// A used connection may turn out to be dead before a byte of the request is sent.
+		x.recording = x.recording || c.used
 		x.up = c
 		err = c.begin(x)
 	case *h2up:
@@ -487,10 +493,22 @@ func (x *exchange) attach(c upstream.Conn) {
 			x.up = s
 		}
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+	case errors.Is(err, http2.ErrConn) || errors.Is(err, http2.ErrLimit):
 		x.up = nil
 		x.detail = err.Error()
 		x.tryFailed(flow.ReasonUpstreamReset, true, true)
+		return
+	default:
+		// No other connection could say it either.
+		x.up = nil
+		x.detail = err.Error()
+		if errors.Is(err, http2.ErrHeadSize) {
+			x.refuse(431, flow.ReasonHeadTooLarge)
+			return
+		}
+		x.refuse(400, flow.ReasonDownstreamProtocol)
 		return
 	}
 	if x.head.End {
@@ -505,6 +523,15 @@ func (x *exchange) attach(c upstream.Conn) {
 	}
 	if x.reqEnded && x.up != nil {
 		x.up.end(x.trailers)
+	}
+}
+
+// committed says that some of the request reached the kernel: from here on its body
+// is kept only if a try may be repeated that the endpoint could have seen.
+func (x *exchange) committed() {
+	if x.recording && !x.keeping {
+		x.recording = false
+		x.dropBody()
 	}
 }
 
@@ -666,7 +693,7 @@ func (x *exchange) tryFailed(reason flow.Reason, unsent, silent bool) {
 		x.finish()
 		return
 	}
-	if (unsent || silent) && x.repeat(unsent) {
+	if (unsent || silent) && x.repeat(unsent, unreachable(reason)) {
 		return
 	}
 	if x.rule.Retry != nil && x.repeatable() {
@@ -676,20 +703,32 @@ func (x *exchange) tryFailed(reason flow.Reason, unsent, silent bool) {
 	x.refuse(failureStatus(reason), reason)
 }
 
+// unreachable reports whether a try failed because its endpoint takes no connection.
+func unreachable(reason flow.Reason) bool {
+	return reason == flow.ReasonConnectFailed || reason == flow.ReasonConnectTimeout
+}
+
+// mayRepeat reports whether a request may be sent once more: unsent says that the
+// endpoint has not acted on it; otherwise it must be idempotent (RFC 9110 §9.2.2), or
+// so far have been without the content that it announces.
+func (x *exchange) mayRepeat(unsent bool) bool {
+	whole := x.head.End || x.recording || !x.bodySent
+	return x.repeats < maxRepeats && whole && !x.responded &&
+		(unsent || idempotent(x.method) || !x.head.End && !x.bodySent)
+}
+
 // repeat tries once more, at once, where that is safe: the endpoint has not acted on
 // the request, or the request is idempotent and ended in silence, as on a pooled
-// connection that has died (RFC 9110 §9.2.2). An endpoint that cannot be reached is
-// not asked again.
-func (x *exchange) repeat(unsent bool) bool {
-	whole := x.head.End || x.recording || !x.bodySent
-	if x.repeats >= maxRepeats || !whole || !unsent && !idempotent(x.method) && (x.head.End || x.bodySent) {
+// connection that has died. An endpoint that cannot be reached is not asked again.
+func (x *exchange) repeat(unsent, unreachable bool) bool {
+	if !x.mayRepeat(unsent) {
 		return false
 	}
 	if c, _ := x.w.cluster(x.backend.Cluster); c != nil {
 		x.cluster = c
 	}
 	e := x.cluster.Pick(x.balance(), x.endpoint)
-	if e == nil || e == x.endpoint && unsent || !e.Begin() {
+	if e == nil || e == x.endpoint && unreachable || !e.Begin() {
 		return false
 	}
 	x.repeats++
@@ -715,6 +754,8 @@ func failureStatus(reason flow.Reason) int {
 		return 502
 	case flow.ReasonRequestTimeout, flow.ReasonBackendTimeout:
 		return 504
+	case flow.ReasonDownstreamProtocol:
+		return 400
 	}
 	return 503
 }

@@ -3,6 +3,7 @@ package l7proxy
 import (
 	"errors"
 	"io"
+	"time"
 
 	"github.com/sluice-mesh/sluice/l7proxy/http1"
 	"github.com/sluice-mesh/sluice/l7proxy/loop"
@@ -23,6 +24,8 @@ type h1down struct {
 	switched bool // 101 was sent: the exchange became a tunnel
 	last     bool // the connection ends after this response
 	due      bool // feed stopped within a request: an End may follow that takes no byte
+	starved  bool // feed stopped because there were too few bytes
+	ahead    bool // the first bytes of the response were sent before there was one
 	timed    bool // the timer bounds an incomplete head
 	excess   int  // body bytes thrown away after an early answer
 	broken   error
@@ -30,6 +33,10 @@ type h1down struct {
 
 // http1Ready works off what happened to an HTTP/1 connection.
 func (d *downConn) http1Ready() {
+	if d.c.Failed() && d.h1 != nil && d.h1.x.active {
+		d.http1Gone(flow.ReasonDownstreamReset)
+		return
+	}
 	if d.pending() > 0 {
 		if err := d.flush(); err != nil {
 			d.http1Gone(flow.ReasonDownstreamReset)
@@ -74,6 +81,10 @@ func (d *downConn) http1Read() {
 		}
 		if h == nil {
 			continue
+		}
+		if d.ended && h.starved {
+			d.http1EOF()
+			return
 		}
 		if h.wantsMore() && d.readable() {
 			buf, err := d.read()
@@ -154,7 +165,7 @@ func (d *downConn) http1Flush() {
 		case h.reading:
 			// Answered early; feed throws the rest of the body away.
 		case d.in == nil:
-			if d.gone {
+			if d.gone || d.ended {
 				d.w.putH1down(h)
 				d.startLinger()
 				return
@@ -178,20 +189,41 @@ func (d *downConn) http1Probe() {
 	}
 	buf, err := d.read()
 	d.keep(buf)
-	if err == io.EOF || err != nil && err != loop.ErrAgain {
-		d.http1Gone(flow.ReasonDownstreamReset)
-		return
-	}
-	if err == nil {
+	switch {
+	case err == nil:
 		d.c.Again()
+	case err == io.EOF:
+		d.http1EOF()
+	case err != loop.ErrAgain:
+		d.http1Gone(flow.ReasonDownstreamReset)
 	}
 }
 
-// http1EOF is the end of the client's bytes.
+// askAfter is how often the kernel asks a client that has ended its direction whether
+// it is still there.
+const askAfter = 15 * time.Second
+
+// firstBytes begin every response that the proxy writes.
+var firstBytes = []byte("HTTP/1.1 ")
+
+// http1EOF is the end of the client's bytes. What is here as a whole is still
+// answered: the client may have ended its direction only (RFC 9112 §9.6).
 func (d *downConn) http1EOF() {
 	h := d.h1
 	if h == nil {
 		d.closeQuiet()
+		return
+	}
+	if h.x.active && !h.reading || !h.starved && (d.in != nil || h.due) {
+		// A client that has closed, and will read nothing, looks the same, but answers
+		// data with a reset: the response's first bytes, which are known, find it out.
+		// Where they cannot be sent, or are lost, the kernel asks.
+		d.c.KeepAlive(askAfter, askAfter)
+		if h.x.active && !h.x.responded && !h.ahead {
+			h.ahead = true
+			d.set(append(d.room(len(firstBytes)), firstBytes...))
+		}
+		d.http1Push()
 		return
 	}
 	if h.x.active {
@@ -246,6 +278,7 @@ func (h *h1down) wantsMore() bool {
 // rest.
 func (h *h1down) feed(buf []byte) []byte {
 	d := h.d
+	h.starved = false
 	for d.h1 == h && h.broken == nil {
 		if h.x.active && !(h.reading && (h.x.ready() || h.x.head.End)) {
 			// Waits for the endpoint, or for the response before a pipelined request.
@@ -269,6 +302,7 @@ func (h *h1down) feed(buf []byte) []byte {
 				h.timed = true
 				d.after(int64(d.w.limits.HeadTimeout))
 			}
+			h.starved = true
 			return buf
 		case http1.Head:
 			h.head()
@@ -350,11 +384,16 @@ func (h *h1down) respond(head *message.Head) {
 	} else if head.Status >= 200 {
 		// A client that waits for 100 (Continue) sends no body any more, or does:
 		// nobody knows where the next request would begin.
-		h.last = h.last || d.gone || d.w.proxy.draining.Load() || h.reading && h.x.head.Expect100
+		h.last = h.last || d.gone || d.w.proxy.draining.Load() || h.reading && h.x.head.Expect100 || d.ended && d.in == nil
 		head.Close = h.last
 	}
 	size := headSize(head)
-	out := h.writer.AppendResponse(d.room(size), head)
+	before := len(d.room(size))
+	out := h.writer.AppendResponse(d.out, head)
+	if h.ahead && len(out) > before {
+		h.ahead = false
+		out = append(out[:before], out[before+len(firstBytes):]...)
+	}
 	d.set(out)
 	if err := h.writer.Err(); err != nil {
 		h.broken = err

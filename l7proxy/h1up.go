@@ -1,6 +1,7 @@
 package l7proxy
 
 import (
+	"errors"
 	"io"
 
 	"github.com/sluice-mesh/sluice/l7proxy/http1"
@@ -19,6 +20,7 @@ type h1up struct {
 	x      *exchange
 	down   downstream // x's, to push when x is over
 
+	used    bool // it has carried an exchange before
 	sent    bool // some of the request reached the kernel
 	heard   bool // some of the response came
 	asked   bool // the whole request was written
@@ -37,8 +39,14 @@ func newH1up(w *worker, c *loop.Conn, pool *upstream.Pool) *h1up {
 	return u
 }
 
-// CanOpen is always one: a connection in the pool is free.
-func (u *h1up) CanOpen() int { return 1 }
+// CanOpen is one, unless the endpoint has said something that nobody asked for, such
+// as its end.
+func (u *h1up) CanOpen() int {
+	if u.c.Readable() || u.c.HungUp() {
+		return 0
+	}
+	return 1
+}
 
 // Retire closes an unused connection.
 func (u *h1up) Retire() {
@@ -76,13 +84,17 @@ func (u *h1up) begin(x *exchange) error {
 
 func (u *h1up) data(p []byte) {
 	prefix, suffix := u.writer.DataFraming(len(p))
-	err := u.writer.Err()
-	if err == nil {
-		u.sent = u.sent || len(p) >= copyBelow
-		err = u.wire.data(prefix, p, suffix)
+	if err := u.writer.Err(); err != nil {
+		u.fail(flow.ReasonDownstreamProtocol, err)
+		return
 	}
-	if err != nil {
-		u.fail(flow.ReasonUpstreamReset, err)
+	before := u.pending()
+	if err := u.wire.data(prefix, p, suffix); err != nil {
+		u.unwritable(err)
+		return
+	}
+	if !u.sent && u.pending() < before+len(prefix)+len(p)+len(suffix) {
+		u.wasSent()
 	}
 }
 
@@ -119,22 +131,34 @@ func (u *h1up) push() {
 		return
 	}
 	if err := u.flush(); err != nil {
-		// The response may lie in the receive buffer already: an endpoint that
-		// answers early and closes makes writing fail.
-		if u.c.Readable() {
-			u.drop()
-			u.retired = true
-			u.c.Again()
-			return
-		}
-		u.fail(flow.ReasonUpstreamReset, err)
+		u.unwritable(err)
 		return
 	}
 	if u.pending() < before {
-		u.sent = true
+		u.wasSent()
 	}
 	if u.settle() != nil {
 		u.fail(flow.ReasonOverLimit, errOverLimit)
+	}
+}
+
+// unwritable says that the endpoint takes nothing more. Its response may lie in the
+// receive buffer already: one that answers early and closes makes writing fail.
+func (u *h1up) unwritable(err error) {
+	if !u.sent {
+		u.fail(flow.ReasonUpstreamReset, err)
+		return
+	}
+	u.drop()
+	u.retired = true
+	u.c.Again()
+}
+
+// wasSent notes that some of the request reached the kernel.
+func (u *h1up) wasSent() {
+	u.sent = true
+	if u.x != nil {
+		u.x.committed()
 	}
 }
 
@@ -277,10 +301,19 @@ func (u *h1up) head(rest []byte) {
 	if h.Status >= 200 {
 		u.closing = closing
 	}
+	if h.Status == 408 && closing && u.used && u.asked && u.x.mayRepeat(false) {
+		// Said of the silence before the request, which it crossed on its way (RFC 9110
+		// §15.5.9).
+		u.heard = false
+		u.fail(flow.ReasonUpstreamReset, errIdleTimeout)
+		return
+	}
 	u.x.response(h)
 	// The client's side set its own wish, in a head that is the parser's.
 	h.Close = closing
 }
+
+var errIdleTimeout = errors.New("the endpoint had given up waiting for a request")
 
 // eof is the end of the endpoint's bytes.
 func (u *h1up) eof() {
@@ -303,12 +336,18 @@ func (u *h1up) eof() {
 func (u *h1up) finished(trailers []message.Field, clean bool) {
 	x := u.x
 	u.x = nil
+	u.used = true
 	limit := u.pool.Endpoint.RequestsPerConnection()
 	reusable := clean && (limit == 0 || u.served < limit) && !u.closing && u.asked && u.pending() == 0 && !u.retired && !u.c.HungUp()
 	x.responseEnd(trailers)
 	if trailers != nil {
 		// The End that follows the trailers takes no byte.
 		_, _, _ = u.parser.Next(nil)
+	}
+	if reusable && u.c.Readable() {
+		// The last read was full to its end by chance: that there is no more must be known.
+		_, err := u.c.Read(u.w.loop.Scratch[:1])
+		reusable = err == loop.ErrAgain
 	}
 	if !reusable || !u.parser.Idle() {
 		u.close()

@@ -22,7 +22,8 @@ type h2up struct {
 	leaving  bool // out of the pool: closes when no stream is left
 	timer    loop.Timer
 	lastTick int64
-	served   int // streams that were opened
+	served   int    // streams that were opened
+	wrote    uint64 // bytes that reached the kernel
 }
 
 // h2upStream is one try of an exchange.
@@ -33,7 +34,8 @@ type h2upStream struct {
 	down downstream
 	sendQueue
 	unconsumed int
-	heard      bool // some of the response came
+	at         uint64 // u.wrote when the next byte is the request's first
+	heard      bool   // some of the response came
 	asked      bool // the whole request was written
 }
 
@@ -53,7 +55,7 @@ func newH2up(w *worker, c *loop.Conn, pool *upstream.Pool) *h2up {
 
 // CanOpen is how many more streams it would take.
 func (u *h2up) CanOpen() int {
-	if u.leaving {
+	if u.leaving || u.c.HungUp() {
 		return 0
 	}
 	if !u.settled {
@@ -74,11 +76,13 @@ func (u *h2up) Retire() {
 
 // open starts a stream for x.
 func (u *h2up) open(x *exchange) (*h2upStream, error) {
+	at := u.wrote + uint64(len(u.conn.Out()))
 	id, err := u.conn.OpenStream(&x.head, x.head.End)
 	if err != nil {
 		return nil, err
 	}
 	s := u.w.takeH2up()
+	s.at = at
 	s.u, s.id, s.x, s.down = u, id, x, x.down
 	s.asked = x.head.End
 	s.wire = &u.wire
@@ -181,6 +185,7 @@ func (s *h2upStream) free() {
 // fail ends the try. unsent says that the endpoint promised not to have acted on it.
 func (s *h2upStream) fail(reason flow.Reason, err error, unsent bool) {
 	x, died := s.x, reason == flow.ReasonUpstreamReset && !s.heard
+	unsent = unsent || s.u.wrote <= s.at
 	s.free()
 	if err != nil {
 		x.detail = err.Error()
@@ -334,16 +339,13 @@ func (u *h2up) Flush() {
 				break
 			}
 			if err != nil {
-				if u.c.Readable() {
-					// What the endpoint said before it closed is worth more.
-					u.conn.Sent(len(p))
-					u.leave()
-					u.c.Again()
-					return
-				}
-				u.fail(flow.ReasonUpstreamReset, err)
+				// What the endpoint said before it closed is worth more.
+				u.conn.Sent(len(p))
+				u.leave()
+				u.c.Again()
 				return
 			}
+			u.wrote += uint64(n)
 			u.conn.Sent(n)
 			if n < len(p) {
 				break

@@ -413,6 +413,7 @@ func (w *worker) takeH1down(d *downConn) *h1down {
 	}
 	h.d = d
 	h.reading, h.last, h.timed, h.due, h.broken, h.excess = false, false, false, false, nil, 0
+	h.starved, h.ahead = false, false
 	d.h1 = h
 	return h
 }

@@ -270,9 +270,15 @@ func (w *Writer) AppendEnd(dst []byte, trailers []message.Field) []byte {
 
 var crlf = []byte{'\r', '\n'}
 
-// appendFraming announces a body in HTTP/1.1.
+// appendFraming announces a body in HTTP/1.1. HTTP/2 has trailers behind a body of known
+// length too; here only chunks leave room for them.
 func (w *Writer) appendFraming(dst []byte, h *message.Head) []byte {
-	if h.ContentLength >= 0 {
+	known := h.ContentLength >= 0
+	if known && h.Proto == message.HTTP2 && !w.http10 {
+		_, trailers := h.Get("trailer")
+		known = !trailers
+	}
+	if known {
 		w.framing, w.remaining = fixed, h.ContentLength
 		return appendLength(dst, h.ContentLength)
 	}

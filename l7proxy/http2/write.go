@@ -392,7 +392,8 @@ func (c *Conn) appendRequest(h *message.Head) (int64, error) {
 // appendResponse writes the fields of a response and returns their uncompressed size.
 func (c *Conn) appendResponse(h *message.Head, s *stream) (int64, error) {
 	c.out = appendStatus(c.out, h.Status)
-	if h.ContentLength >= 0 && h.Status >= 200 && h.Status != 204 && !(s.isConnect && h.Status < 300) {
+	// RFC 9113 §8.1.1 allows a length with 304, and clients are met that wait for as much.
+	if h.ContentLength >= 0 && h.Status >= 200 && h.Status != 204 && h.Status != 304 && !(s.isConnect && h.Status < 300) {
 		c.length(h.ContentLength)
 	}
 	n, err := c.appendFields(h.Fields, false)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -138,6 +139,22 @@ func (c *Conn) Readable() bool { return c.readable && c.fd >= 0 }
 // Writable reports whether a Write may have an answer.
 func (c *Conn) Writable() bool { return c.writable && c.fd >= 0 }
 
+// KeepAlive has the kernel ask a silent peer, each interval after idle, whether it
+// still knows the connection, both in whole seconds. A socket that was closed and
+// not only shut answers with a reset once its system has forgotten it.
+func (c *Conn) KeepAlive(idle, interval time.Duration) {
+	if c.fd < 0 {
+		return
+	}
+	for _, o := range [...]struct{ level, name, value int }{
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(idle / time.Second)},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(interval / time.Second)},
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+	} {
+		_ = unix.SetsockoptInt(c.fd, o.level, o.name, o.value)
+	}
+}
+
 // HungUp reports whether the peer closed its direction or the whole connection;
 // bytes may still be waiting.
 func (c *Conn) HungUp() bool { return c.hup }
@@ -261,6 +278,9 @@ func (c *Conn) Write(pieces ...[]byte) (int, error) {
 		case errno == unix.EINTR:
 		default:
 			clear(l.iov[:])
+			// What the peer said before it went may lie in the receive buffer; its event
+			// can be later than this.
+			c.readable, c.hup = true, true
 			return 0, os.NewSyscallError("write", errno)
 		}
 	}

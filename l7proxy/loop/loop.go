@@ -200,6 +200,11 @@ func (l *Loop) round() error {
 		return os.NewSyscallError("epoll_wait", errno)
 	}
 	l.tick()
+	// All is noted before anything is acted on: who takes a pooled connection must know
+	// that its peer has closed it meanwhile.
+	for i := 0; i < n; i++ {
+		l.note(&l.events[i])
+	}
 	for i := 0; i < n; i++ {
 		l.dispatch(&l.events[i])
 	}
@@ -235,6 +240,27 @@ func (l *Loop) sleep() (int, unix.Errno) {
 	return n, errno
 }
 
+// note writes into a Conn what an event says.
+func (l *Loop) note(ev *unix.EpollEvent) {
+	e := &l.entries[uint32(ev.Fd)]
+	if e.generation != uint32(ev.Pad) || e.conn == nil {
+		return
+	}
+	c := e.conn
+	if ev.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		c.readable = true
+	}
+	if ev.Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		c.hup = true
+	}
+	if ev.Events&unix.EPOLLERR != 0 {
+		c.failed = true
+	}
+	if ev.Events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		c.writable = true
+	}
+}
+
 func (l *Loop) dispatch(ev *unix.EpollEvent) {
 	slot, generation := uint32(ev.Fd), uint32(ev.Pad)
 	e := &l.entries[slot]
@@ -243,20 +269,7 @@ func (l *Loop) dispatch(ev *unix.EpollEvent) {
 	}
 	switch {
 	case e.conn != nil:
-		c := e.conn
-		if ev.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
-			c.readable = true
-		}
-		if ev.Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
-			c.hup = true
-		}
-		if ev.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
-			c.failed = c.failed || ev.Events&unix.EPOLLERR != 0
-		}
-		if ev.Events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
-			c.writable = true
-		}
-		c.handler.Ready(c)
+		e.conn.handler.Ready(e.conn)
 	case e.listener != nil:
 		e.listener.accept()
 	case e.wake:

@@ -273,14 +273,16 @@ type Pool struct {
 // HTTP/1 connection is out of the pool until Put.
 func (p *Pool) Get() Conn {
 	if p.Protocol == HTTP1 {
-		n := len(p.conns)
-		if n == 0 {
-			return nil
+		for n := len(p.conns); n > 0; n-- {
+			c := p.conns[n-1]
+			p.conns[n-1] = nil
+			p.conns = p.conns[:n-1]
+			if c.CanOpen() > 0 {
+				return c
+			}
+			// It is about to learn of its end, and closes itself.
 		}
-		c := p.conns[n-1]
-		p.conns[n-1] = nil
-		p.conns = p.conns[:n-1]
-		return c
+		return nil
 	}
 	for _, c := range p.conns {
 		if c.CanOpen() > 0 {
