@@ -36,7 +36,7 @@ type h2upStream struct {
 	unconsumed int
 	at         uint64 // u.wrote when the next byte is the request's first
 	heard      bool   // some of the response came
-	asked      bool // the whole request was written
+	asked      bool   // the whole request was written
 }
 
 func newH2up(w *worker, c *loop.Conn, pool *upstream.Pool) *h2up {
