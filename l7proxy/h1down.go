@@ -37,16 +37,24 @@ func (d *downConn) http1Ready() {
 		d.http1Gone(flow.ReasonDownstreamReset)
 		return
 	}
-	if d.pending() > 0 {
-		if err := d.flush(); err != nil {
-			d.http1Gone(flow.ReasonDownstreamReset)
-			return
-		}
-		if d.h1 != nil && !d.full() {
-			d.h1.x.drained()
-		}
+	if !d.http1Send() {
+		return
 	}
 	d.http1Read()
+}
+
+// http1Send sends what waits, and has the endpoint read on if it stopped for that. It
+// reports false when the connection has ended.
+func (d *downConn) http1Send() bool {
+	held := d.full()
+	if err := d.flush(); err != nil {
+		d.http1Gone(flow.ReasonDownstreamReset)
+		return false
+	}
+	if held && d.h1 != nil && !d.full() {
+		d.h1.x.drained()
+	}
+	return true
 }
 
 // maxTurns bounds the reads of one connection before others have their turn.
@@ -140,8 +148,7 @@ func (d *downConn) http1Flush() {
 	if d.mode != modeHTTP1 {
 		return
 	}
-	if err := d.flush(); err != nil {
-		d.http1Gone(flow.ReasonDownstreamReset)
+	if !d.http1Send() {
 		return
 	}
 	h := d.h1

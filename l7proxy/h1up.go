@@ -126,7 +126,7 @@ func (u *h1up) push() {
 	if u.x == nil {
 		return
 	}
-	before := u.pending()
+	before, held := u.pending(), u.full()
 	if before == 0 {
 		return
 	}
@@ -136,6 +136,9 @@ func (u *h1up) push() {
 	}
 	if u.pending() < before {
 		u.wasSent()
+	}
+	if held && !u.full() {
+		u.down.wake()
 	}
 	if u.settle() != nil {
 		u.fail(flow.ReasonOverLimit, errOverLimit)
@@ -188,12 +191,7 @@ func (u *h1up) Ready(*loop.Conn) {
 		return
 	}
 	down := u.down
-	if u.pending() > 0 && u.c.Writable() {
-		u.push()
-		if u.x != nil && !u.full() {
-			down.wake()
-		}
-	}
+	u.push()
 	u.read()
 	down.push()
 }
