@@ -488,8 +488,8 @@ func TestEarlyResponseKeepsOrder(t *testing.T) {
 	wantResponse(t, br, 403, "no")
 	io.WriteString(c, "67890GET / HTTP/1.1\r\nHost: web\r\n\r\n")
 	wantResponse(t, br, 200, "ok")
-	if n := conns.Load(); n != 2 {
-		t.Errorf("%d connections to the endpoint", n)
+	if n := conns.Load(); n != 2 || l.metric("sluice_proxy_repeats_total") != 0 {
+		t.Errorf("%d connections to the endpoint, %v repeats", n, l.metric("sluice_proxy_repeats_total"))
 	}
 	// More than the proxy wants to throw away ends the connection, behind the response.
 	io.WriteString(c, "POST /early HTTP/1.1\r\nHost: web\r\nContent-Length: 100000000\r\n\r\n12345")
