@@ -693,7 +693,7 @@ func (x *exchange) tryFailed(reason flow.Reason, unsent, silent bool) {
 		x.finish()
 		return
 	}
-	if (unsent || silent) && x.repeat(unsent, unreachable(reason)) {
+	if (unsent || silent) && x.repeat(unsent, reason != flow.ReasonUpstreamReset) {
 		return
 	}
 	if x.rule.Retry != nil && x.repeatable() {
@@ -701,11 +701,6 @@ func (x *exchange) tryFailed(reason flow.Reason, unsent, silent bool) {
 		return
 	}
 	x.refuse(failureStatus(reason), reason)
-}
-
-// unreachable reports whether a try failed because its endpoint takes no connection.
-func unreachable(reason flow.Reason) bool {
-	return reason == flow.ReasonConnectFailed || reason == flow.ReasonConnectTimeout
 }
 
 // mayRepeat reports whether a request may be sent once more: unsent says that the
@@ -719,7 +714,8 @@ func (x *exchange) mayRepeat(unsent bool) bool {
 
 // repeat tries once more, at once, where that is safe: the endpoint has not acted on
 // the request, or the request is idempotent and ended in silence, as on a pooled
-// connection that has died. An endpoint that cannot be reached is not asked again.
+// connection that has died. An endpoint that takes no connection (unreachable) is not
+// asked again.
 func (x *exchange) repeat(unsent, unreachable bool) bool {
 	if !x.mayRepeat(unsent) {
 		return false

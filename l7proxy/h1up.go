@@ -42,7 +42,7 @@ func newH1up(w *worker, c *loop.Conn, pool *upstream.Pool) *h1up {
 // CanOpen is one, unless the endpoint has said something that nobody asked for, such
 // as its end.
 func (u *h1up) CanOpen() int {
-	if u.c.Readable() || u.c.HungUp() {
+	if u.c.HungUp() || !u.quiet() {
 		return 0
 	}
 	return 1
@@ -342,7 +342,7 @@ func (u *h1up) finished(trailers []message.Field, clean bool) {
 		// The End that follows the trailers takes no byte.
 		_, _, _ = u.parser.Next(nil)
 	}
-	if reusable && u.c.Readable() {
+	if reusable && u.tls == nil && u.c.Readable() {
 		// The last read was full to its end by chance: that there is no more must be known.
 		_, err := u.c.Read(u.w.loop.Scratch[:1])
 		reusable = err == loop.ErrAgain
