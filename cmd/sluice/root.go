@@ -83,6 +83,7 @@ sockets that only root can reach.
 	root.AddGroup(
 		&cobra.Group{ID: "look", Title: "Look into the node:"},
 		&cobra.Group{ID: "do", Title: "Run workloads:"},
+		&cobra.Group{ID: "files", Title: "Without a node:"},
 	)
 	look := []*cobra.Command{
 		a.statusCommand(), a.observeCommand(), a.workloadCommand(), a.serviceCommand(), a.gatewayCommand(),
@@ -94,7 +95,9 @@ sockets that only root can reach.
 	}
 	run := a.runCommand()
 	run.GroupID = "do"
-	root.AddCommand(run, a.completionCommand(root), a.versionCommand(), a.docsCommand(root))
+	validate := a.validateCommand()
+	validate.GroupID = "files"
+	root.AddCommand(run, validate, a.completionCommand(root), a.versionCommand(), a.docsCommand(root))
 	root.CompletionOptions.DisableDefaultCmd = true
 	return root
 }

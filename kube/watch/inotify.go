@@ -49,8 +49,12 @@ func newNotifier() (*notifier, error) {
 
 func (n *notifier) close() error { return n.file.Close() }
 
-// watch begins to watch a directory, given by its real path. It may be repeated.
+// watch begins to watch a directory, given by its real path. It may be repeated. A
+// nil notifier watches nothing.
 func (n *notifier) watch(dir string) error {
+	if n == nil {
+		return nil
+	}
 	wd, err := unix.InotifyAddWatch(n.fd, dir, watchMask)
 	if err != nil {
 		if errors.Is(err, unix.ENOSPC) {
