@@ -43,24 +43,72 @@ const (
 	MeshCapturePortPORT_DNS      MeshCapturePort = 15053
 )
 
-type MeshDatagramPeers struct {
+type MeshDatagram struct {
 	_    structs.HostLayout
 	Lock struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Next uint32
-	Last uint32
-	Pad  uint32
-	Peer [16]struct {
-		_            structs.HostLayout
-		Original     MeshAddr
-		Chosen       MeshAddr
-		OriginalPort uint16
-		ChosenPort   uint16
-		Service      uint32
-		Generation   uint32
+	Kept struct {
+		_          structs.HostLayout
+		Addr       MeshAddr
+		Port       uint16
+		Pad        uint16
+		Service    uint32
+		Generation uint32
 	}
+	Shown uint32
+	Next  struct {
+		_    structs.HostLayout
+		Addr MeshAddr
+		Port uint16
+		Pad  uint16
+	}
+}
+
+type MeshDatagramKey struct {
+	_      structs.HostLayout
+	Cookie uint64
+	At     struct {
+		_    structs.HostLayout
+		Addr MeshAddr
+		Port uint16
+		Pad  uint16
+	}
+	Pad uint32
+}
+
+type MeshDatagramList struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Count  uint32
+	Oldest struct {
+		_    structs.HostLayout
+		Addr MeshAddr
+		Port uint16
+		Pad  uint16
+	}
+	Newest struct {
+		_    structs.HostLayout
+		Addr MeshAddr
+		Port uint16
+		Pad  uint16
+	}
+}
+
+type MeshDatagramName struct {
+	_        structs.HostLayout
+	Self     MeshDatagramKey
+	Original struct {
+		_    structs.HostLayout
+		Addr MeshAddr
+		Port uint16
+		Pad  uint16
+	}
+	Pad uint32
 }
 
 type MeshEndpoint struct {
@@ -135,7 +183,7 @@ type MeshInterface struct {
 type MeshLayout uint32
 
 const (
-	MeshLayoutLAYOUT_VERSION MeshLayout = 1
+	MeshLayoutLAYOUT_VERSION MeshLayout = 2
 )
 
 type MeshMemberKey struct {
@@ -248,6 +296,8 @@ type MeshWorkload struct {
 const (
 	MeshMapAddresses        = "addresses"
 	MeshMapAffinities       = "affinities"
+	MeshMapDatagramLists    = "datagram_lists"
+	MeshMapDatagramNames    = "datagram_names"
 	MeshMapDatagrams        = "datagrams"
 	MeshMapEndpoints        = "endpoints"
 	MeshMapEvents           = "events"
@@ -362,6 +412,8 @@ type MeshProgramSpecs struct {
 type MeshMapSpecs struct {
 	Addresses      *ebpf.MapSpec `ebpf:"addresses"`
 	Affinities     *ebpf.MapSpec `ebpf:"affinities"`
+	DatagramLists  *ebpf.MapSpec `ebpf:"datagram_lists"`
+	DatagramNames  *ebpf.MapSpec `ebpf:"datagram_names"`
 	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	Endpoints      *ebpf.MapSpec `ebpf:"endpoints"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
@@ -418,6 +470,8 @@ func (o *MeshObjects) Close() error {
 type MeshMaps struct {
 	Addresses      *ebpf.Map `ebpf:"addresses"`
 	Affinities     *ebpf.Map `ebpf:"affinities"`
+	DatagramLists  *ebpf.Map `ebpf:"datagram_lists"`
+	DatagramNames  *ebpf.Map `ebpf:"datagram_names"`
 	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	Endpoints      *ebpf.Map `ebpf:"endpoints"`
 	Events         *ebpf.Map `ebpf:"events"`
@@ -445,6 +499,8 @@ func (m *MeshMaps) Close() error {
 	return _MeshClose(
 		m.Addresses,
 		m.Affinities,
+		m.DatagramLists,
+		m.DatagramNames,
 		m.Datagrams,
 		m.Endpoints,
 		m.Events,

@@ -8,6 +8,7 @@
  */
 #pragma once
 
+#include "datagram.h"
 #include "include/service.h"
 
 /* A socket call while it is decided. */
@@ -67,7 +68,7 @@ static __always_inline void call_init(struct call *c, struct bpf_sock_addr *ctx,
  * FORWARDED: it is no service, leave it alone. TRANSLATED or REDIRECTED: c->choice is
  * where it goes instead. DROPPED: c->error, and the event was told.
  */
-static __always_inline enum verdict decide(struct call *c, const struct datagram_peer *kept)
+static __always_inline enum verdict decide(struct call *c, const struct kept *kept)
 {
 	struct workload *w = bpf_map_lookup_elem(&workloads, &c->event.netns_cookie);
 	bool is4 = addr_is4(&c->dialled.addr);
@@ -180,108 +181,15 @@ static __always_inline enum verdict connect_call(struct call *c, struct bpf_sock
 	return verdict;
 }
 
-/*
- * The loops over a socket's datagram peers have no branches: the verifier follows every path
- * through them, and with branches these are too many.
- */
-
-/* is_zero - 1 if x is zero, else 0. */
-static __always_inline __u32 is_zero(__u32 x)
-{
-	__u64 wide = x;
-
-	asm volatile("" : "+r"(wide)); /* hides the comparison from the optimiser */
-	return (wide - 1) >> 63;
-}
-
-/* differ - zero if an address and port are the same as others. */
-static __always_inline __u32 differ(const union addr *a, __be16 a_port, const union addr *b,
-				    __be16 b_port)
-{
-	return (a->word[0] ^ b->word[0]) | (a->word[1] ^ b->word[1]) | (a->word[2] ^ b->word[2]) |
-	       (a->word[3] ^ b->word[3]) | (__u32)(a_port ^ b_port);
-}
-
-/* kept_load - the endpoint that the socket has of the service it dials now. */
-static __always_inline void kept_load(struct datagram_peers *d, const struct frontend *dialled,
-				      struct datagram_peer *out)
-{
-	__u32 at, hit;
-
-	bpf_spin_lock(&d->lock);
-	at = d->last % DATAGRAM_PEERS;
-	if (differ(&d->peer[at].original, d->peer[at].original_port, &dialled->addr,
-		   dialled->port)) {
-		for (int i = 0; i < DATAGRAM_PEERS; i++) {
-			struct datagram_peer *p = &d->peer[i];
-
-			hit = is_zero(differ(&p->original, p->original_port, &dialled->addr,
-					     dialled->port));
-			at = at * (1 - hit) + i * hit;
-		}
-		at %= DATAGRAM_PEERS;
-		d->last = at;
-	}
-	*out = d->peer[at];
-	bpf_spin_unlock(&d->lock);
-	if (out->original_port != dialled->port || !addr_equal(&out->original, &dialled->addr))
-		out->chosen_port = 0;
-}
-
-/*
- * kept_store - note what the socket's replies from the chosen endpoint stand for.
- * An endpoint's replies can stand for one service only: the last one used.
- */
-static __always_inline void kept_store(struct datagram_peers *d, const struct datagram_peer *new)
-{
-	__u32 at = 0, found = 0, clash, free;
-
-	bpf_spin_lock(&d->lock);
-	for (int i = 0; i < DATAGRAM_PEERS; i++) {
-		struct datagram_peer *p = &d->peer[i];
-
-		clash = is_zero(differ(&p->chosen, p->chosen_port, &new->chosen, new->chosen_port)) |
-			is_zero(differ(&p->original, p->original_port, &new->original,
-				       new->original_port));
-		p->chosen_port *= 1 - clash;
-		p->original_port *= 1 - clash;
-		free = is_zero(p->chosen_port);
-		at = at * (1 - free) + i * free;
-		found |= free;
-	}
-	if (!found) {
-		at = d->next;
-		d->next = at + 1;
-	}
-	at %= DATAGRAM_PEERS;
-	d->last = at;
-	d->peer[at] = *new;
-	bpf_spin_unlock(&d->lock);
-}
-
-/* kept_forget - the socket speaks to the address itself from now on. */
-static __always_inline void kept_forget(struct datagram_peers *d, const struct frontend *dialled)
-{
-	__u32 clash;
-
-	bpf_spin_lock(&d->lock);
-	for (int i = 0; i < DATAGRAM_PEERS; i++) {
-		struct datagram_peer *p = &d->peer[i];
-
-		clash = is_zero(differ(&p->chosen, p->chosen_port, &dialled->addr, dialled->port));
-		p->chosen_port *= 1 - clash;
-		p->original_port *= 1 - clash;
-	}
-	bpf_spin_unlock(&d->lock);
-}
-
 /* sendmsg_call - sendto() and sendmsg() with an address, on UDP sockets. */
 static __always_inline enum verdict sendmsg_call(struct call *c, struct bpf_sock_addr *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
-	struct datagram_peer kept = {};
-	struct datagram_peers *d;
+	struct datagram_key key;
+	struct kept kept = {};
+	struct datagram *d;
 	enum verdict verdict;
+	bool shown = false;
 	struct peer *p;
 
 	if (!sk)
@@ -298,32 +206,37 @@ static __always_inline enum verdict sendmsg_call(struct call *c, struct bpf_sock
 		/* It was connected once; the note would name the replies wrongly. */
 		bpf_sk_storage_delete(&peers, sk);
 	}
-	d = bpf_sk_storage_get(&datagrams, sk, 0, 0);
+	datagram_key(&key, c->event.socket_cookie, &c->dialled.addr, c->dialled.port);
+	d = bpf_map_lookup_elem(&datagrams, &key);
 	if (d)
-		kept_load(d, &c->dialled, &kept);
+		shown = kept_load(d, &kept);
 	verdict = decide(c, &kept);
 	if (verdict == VERDICT_DROPPED)
 		return verdict;
 	if (verdict == VERDICT_FORWARDED) {
-		if (d)
-			kept_forget(d, &c->dialled);
+		if (bpf_sk_storage_get(&datagram_lists, sk, 0, 0))
+			name_take(key.cookie, &c->dialled.addr, c->dialled.port);
 		return verdict;
 	}
 	/* Each datagram comes here; only one that begins or changes something is news. */
-	if (kept.chosen_port == c->choice.port && addr_equal(&kept.chosen, &c->choice.addr) &&
+	if (shown && kept.port == c->choice.port && addr_equal(&kept.addr, &c->choice.addr) &&
 	    kept.generation == c->choice.generation)
 		return verdict;
-	kept.original = c->dialled.addr;
-	kept.original_port = c->dialled.port;
-	kept.chosen = c->choice.addr;
-	kept.chosen_port = c->choice.port;
-	kept.service = c->choice.service;
-	kept.generation = c->choice.generation;
 	if (!d)
-		d = bpf_sk_storage_get(&datagrams, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		d = datagram_add(&key, sk);
 	if (!d)
 		return refuse(c, REASON_MAP_FULL, ENOBUFS);
-	kept_store(d, &kept);
+	if (shown && (kept.port != c->choice.port || !addr_equal(&kept.addr, &c->choice.addr)))
+		name_take(key.cookie, &kept.addr, kept.port);
+	kept.addr = c->choice.addr;
+	kept.port = c->choice.port;
+	kept.service = c->choice.service;
+	kept.generation = c->choice.generation;
+	shown = name_give(key.cookie, &kept, &c->dialled);
+	kept_store(d, &kept, shown);
+	/* The socket's owner would take the replies for a stranger's. */
+	if (!shown)
+		return refuse(c, REASON_MAP_FULL, ENOBUFS);
 	emit(&c->event);
 	return verdict;
 }
@@ -336,42 +249,27 @@ static __always_inline bool original_of(struct bpf_sock_addr *ctx, union addr *s
 {
 	struct bpf_sock *sk = ctx->sk;
 	__u32 protocol = ctx_load(ctx, protocol);
-	bool tcp = protocol == IPPROTO_TCP;
-	struct datagram_peers *d;
-	bool found = false;
 	struct peer *p;
 	__u64 cookie;
 
 	if (!sk)
 		return false;
 	p = bpf_sk_storage_get(&peers, sk, 0, 0);
-	if (!p && tcp) {
+	if (!p && protocol == IPPROTO_TCP) {
 		cookie = bpf_get_socket_cookie(ctx);
 		p = bpf_map_lookup_elem(&translated, &cookie);
 	}
+	/* A UDP socket that was disconnected (AF_UNSPEC) has its note still. */
+	if (protocol == IPPROTO_UDP && ctx_load(sk, state) != BPF_TCP_ESTABLISHED)
+		p = 0;
 	if (p && p->chosen_port == *port && addr_equal(&p->chosen, seen)) {
 		*seen = p->original;
 		*port = p->original_port;
 		return true;
 	}
-	if (protocol != IPPROTO_UDP)
+	if (protocol != IPPROTO_UDP || !bpf_sk_storage_get(&datagram_lists, sk, 0, 0))
 		return false;
-	d = bpf_sk_storage_get(&datagrams, sk, 0, 0);
-	if (!d)
-		return false;
-	bpf_spin_lock(&d->lock);
-	for (int i = 0; i < DATAGRAM_PEERS; i++) {
-		struct datagram_peer *q = &d->peer[i];
-
-		if (q->chosen_port == *port && addr_equal(&q->chosen, seen)) {
-			*seen = q->original;
-			*port = q->original_port;
-			found = true;
-			break;
-		}
-	}
-	bpf_spin_unlock(&d->lock);
-	return found;
+	return name_load(bpf_get_socket_cookie(ctx), seen, port);
 }
 
 static __always_inline void load4(union addr *a, struct bpf_sock_addr *ctx)
@@ -489,14 +387,19 @@ SEC("cgroup/post_bind6") int post_bind6(struct bpf_sock *ctx)
 	return bind_call(ctx, &addr);
 }
 
-/* The note of a translated TCP socket goes with it. */
+/* What is noted of a socket by its cookie goes with it. */
 SEC("cgroup/sock_release") int sock_release(struct bpf_sock *ctx)
 {
 	__u64 cookie;
 
-	if (ctx_load(ctx, protocol) != IPPROTO_TCP)
-		return 1;
-	cookie = bpf_get_socket_cookie(ctx);
-	bpf_map_delete_elem(&translated, &cookie);
+	switch (ctx_load(ctx, protocol)) {
+	case IPPROTO_TCP:
+		cookie = bpf_get_socket_cookie(ctx);
+		bpf_map_delete_elem(&translated, &cookie);
+		break;
+	case IPPROTO_UDP:
+		datagrams_release(ctx);
+		break;
+	}
 	return 1;
 }

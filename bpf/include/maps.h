@@ -9,7 +9,7 @@
 #include "types.h"
 
 enum layout {
-	LAYOUT_VERSION = 1,
+	LAYOUT_VERSION = 2,
 };
 
 /* Network namespace cookie -> workload. Written by steer. Pinned. */
@@ -82,13 +82,34 @@ struct {
 	__type(value, struct affinity);
 } affinities SEC(".maps");
 
-/* A UDP socket -> the services that it sends to. Written by sendmsg; goes with the socket. Pinned. */
+/*
+ * A UDP socket and a service -> the endpoint that it has of it. Written by sendmsg, deleted by
+ * sock_release; when full, sending to a further service is refused. Pinned.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct datagram_key);
+	__type(value, struct datagram);
+} datagrams SEC(".maps");
+
+/* A UDP socket and an endpoint -> the service that it is of. Written and deleted with datagrams. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct datagram_key);
+	__type(value, struct datagram_name);
+} datagram_names SEC(".maps");
+
+/* A UDP socket -> which of datagrams are its own. Written by sendmsg; goes with the socket. Pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct datagram_peers);
-} datagrams SEC(".maps");
+	__type(value, struct datagram_list);
+} datagram_lists SEC(".maps");
 
 /*
  * The client's tuple -> original destination, from the SYN until the node proxy's

@@ -129,7 +129,7 @@ static __always_inline __u32 scatter(__u64 cookie, __u32 service)
  */
 static __always_inline enum lookup service_choose(const struct frontend *key, __u64 netns_cookie,
 						  __u64 socket_cookie,
-						  const struct datagram_peer *kept,
+						  const struct kept *kept,
 						  struct choice *out)
 {
 	struct affinity_key affinity = { .netns_cookie = netns_cookie };
@@ -154,11 +154,11 @@ static __always_inline enum lookup service_choose(const struct frontend *key, __
 		if ((s.flags & SERVICE_AFFINITY) &&
 		    affinity_load(&affinity, s.affinity_seconds, out))
 			return LOOKUP_FOUND;
-		if (kept && kept->chosen_port && kept->service == s.id &&
+		if (kept && kept->port && kept->service == s.id &&
 		    (kept->generation == s.generation ||
-		     membership(s.id, &kept->chosen, kept->chosen_port))) {
-			out->addr = kept->chosen;
-			out->port = kept->chosen_port;
+		     membership(s.id, &kept->addr, kept->port))) {
+			out->addr = kept->addr;
+			out->port = kept->port;
 			return LOOKUP_FOUND;
 		}
 		if (!s.count)

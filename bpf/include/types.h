@@ -131,25 +131,52 @@ struct peer {
 	__u32 steered;
 };
 
-/* A service that an unconnected socket sends to, and the endpoint it keeps. */
-struct datagram_peer {
-	union addr original;
-	union addr chosen;
-	__be16 original_port;
-	__be16 chosen_port; /* zero with original_port: unused */
+/* An address and port. A port of zero means none. */
+struct place {
+	union addr addr;
+	__be16 port;
+	__u16 pad;
+};
+
+/* The endpoint that an unconnected socket has of a service. A port of zero means none. */
+struct kept {
+	union addr addr;
+	__be16 port;
+	__u16 pad;
 	__u32 service;
 	__u32 generation;
 };
 
-/* More services than this on one socket: the oldest is forgotten. */
-#define DATAGRAM_PEERS 16
-
-struct datagram_peers {
-	struct bpf_spin_lock lock; /* guards all that follows */
-	__u32 next;		   /* the one to give way */
-	__u32 last;		   /* the one used last */
+/* A UDP socket, by its cookie, and a peer of it. */
+struct datagram_key {
+	__u64 cookie;
+	struct place at;
 	__u32 pad;
-	struct datagram_peer peer[DATAGRAM_PEERS];
+};
+
+/* A service that an unconnected socket sends to. */
+struct datagram {
+	struct bpf_spin_lock lock; /* guards all but next */
+	struct kept kept;
+	__u32 shown;	   /* datagram_names shows the endpoint's replies as the service's */
+	struct place next; /* the service that the socket sent to first after this one */
+};
+
+/* What the replies of an endpoint stand for. self repeats the key, as service.self does. */
+struct datagram_name {
+	struct datagram_key self;
+	struct place original;
+	__u32 pad;
+};
+
+/* More services than this on one socket: the oldest is forgotten. */
+#define DATAGRAM_SERVICES 4096
+
+/* The services that an unconnected socket sends to, by datagram.next. */
+struct datagram_list {
+	struct bpf_spin_lock lock; /* guards all that follows */
+	__u32 count;
+	struct place oldest, newest;
 };
 
 /* The client side of a steered connection; its destination is the workload's own. */
@@ -249,6 +276,11 @@ _Static_assert(sizeof(struct member_key) == 24, "member_key has no hidden paddin
 _Static_assert(sizeof(struct affinity_key) == 16, "affinity_key has no hidden padding");
 _Static_assert(sizeof(struct affinity) == 32, "affinity has no hidden padding");
 _Static_assert(sizeof(struct peer) == 44, "peer has no hidden padding");
+_Static_assert(sizeof(struct kept) == 28, "kept has no hidden padding");
+_Static_assert(sizeof(struct datagram_key) == 32, "datagram_key has no hidden padding");
+_Static_assert(sizeof(struct datagram) == 56, "datagram has no hidden padding");
+_Static_assert(sizeof(struct datagram_name) == 56, "datagram_name has no hidden padding");
+_Static_assert(sizeof(struct datagram_list) == 48, "datagram_list has no hidden padding");
 _Static_assert(sizeof(struct origin_key) == 32, "origin_key has no hidden padding");
 _Static_assert(sizeof(struct origin) == 32, "origin has no hidden padding");
 _Static_assert(sizeof(struct tuple) == 36, "tuple has no hidden padding");

@@ -42,6 +42,7 @@ type Sizes struct {
 	Affinity    uint32 // clients with session affinity; the oldest gives way
 	Handshakes  uint32 // connections to the node proxy whose handshake is not complete
 	Connections uint32 // open translated TCP connections; the others' getpeername shows endpoints
+	Datagrams   uint32 // services of unconnected UDP sockets, each socket's counted
 	Sockets     uint32 // gateways and inbound listeners
 	EventBytes  uint32 // ring of events, a power of two of at least a page
 }
@@ -50,7 +51,7 @@ type Sizes struct {
 func DefaultSizes() Sizes {
 	return Sizes{
 		Workloads: 4096, Addresses: 262144, Services: 65536, Endpoints: 524288, Affinity: 65536,
-		Handshakes: 65536, Connections: 65536, Sockets: 8192, EventBytes: 1 << 18,
+		Handshakes: 65536, Connections: 65536, Datagrams: 131072, Sockets: 8192, EventBytes: 1 << 18,
 	}
 }
 
@@ -140,6 +141,7 @@ func (s *Sizes) fields() []sizeField {
 		{"Affinity", &s.Affinity, []string{bpf.MeshMapAffinities}},
 		{"Handshakes", &s.Handshakes, []string{bpf.MeshMapPending, bpf.MeshMapOwnTuples}},
 		{"Connections", &s.Connections, []string{bpf.MeshMapTranslated}},
+		{"Datagrams", &s.Datagrams, []string{bpf.MeshMapDatagrams, bpf.MeshMapDatagramNames}},
 		{"Sockets", &s.Sockets, []string{
 			bpf.MeshMapGateways, bpf.MeshMapGatewaySockets, bpf.MeshMapInbound, bpf.MeshMapInboundSockets,
 		}},

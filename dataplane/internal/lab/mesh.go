@@ -47,7 +47,7 @@ func (n *Node) Config() loader.Config {
 		Dir: filepath.Join(n.BPFFS, "sluice"),
 		Sizes: loader.Sizes{
 			Workloads: 64, Addresses: 64, Services: 1024, Endpoints: 4096, Affinity: 1024,
-			Handshakes: 1024, Connections: 1024, Sockets: 64, EventBytes: 1 << 18,
+			Handshakes: 1024, Connections: 1024, Datagrams: 8192, Sockets: 64, EventBytes: 1 << 18,
 		},
 	}
 }
