@@ -164,6 +164,10 @@ func render(t *testing.T, r Result) []byte {
 				}
 				lines = append(lines, conditionLines(ref+": ", p.Conditions)...)
 			}
+		case s.Policy != nil:
+			for _, a := range s.Policy.Ancestors {
+				lines = append(lines, conditionLines(fmt.Sprintf("ancestor %s %s/%s: ", *a.AncestorRef.Kind, *a.AncestorRef.Namespace, a.AncestorRef.Name), a.Conditions)...)
+			}
 		default:
 			lines = conditionLines("", s.Conditions)
 		}

@@ -80,6 +80,7 @@ type Translator struct {
 	// declared are hostnames that a listener has to itself although no route may be
 	// attached, so that no less specific one answers for them.
 	declared map[hostKey]struct{}
+	policies policies
 	// l4 has, by Gateway, what the routes of connections say for its listeners.
 	l4 index[mesh.Name, kube.Key, compile.L4Route]
 	// steering has the routes attached to the ports of a Service.
@@ -152,6 +153,7 @@ type dirty struct {
 	classes  map[kube.Key]struct{}
 	gateways map[mesh.Name]struct{}
 	routes   map[kube.Key]struct{}
+	policies map[mesh.Name]struct{}
 	// listeners has the Gateways whose listeners are to be compiled.
 	listeners map[mesh.Name]struct{}
 	hosts     map[hostKey]struct{}
@@ -164,7 +166,7 @@ type dirty struct {
 func newDirty() dirty {
 	return dirty{
 		classes: map[kube.Key]struct{}{}, gateways: map[mesh.Name]struct{}{}, routes: map[kube.Key]struct{}{},
-		listeners: map[mesh.Name]struct{}{}, hosts: map[hostKey]struct{}{}, services: map[mesh.Name]struct{}{}, secrets: map[mesh.Name]struct{}{},
+		policies: map[mesh.Name]struct{}{}, listeners: map[mesh.Name]struct{}{}, hosts: map[hostKey]struct{}{}, services: map[mesh.Name]struct{}{}, secrets: map[mesh.Name]struct{}{},
 		pods: map[mesh.Name]struct{}{}, statuses: map[kube.Key]struct{}{},
 	}
 }
@@ -193,6 +195,7 @@ func New(cfg Config) (*Translator, error) {
 		domains:      map[string]*domain{},
 		hosts:        index[hostKey, kube.Key, contribution]{},
 		declared:     map[hostKey]struct{}{},
+		policies:     newPolicies(),
 		l4:           index[mesh.Name, kube.Key, compile.L4Route]{},
 		steering:     map[mesh.Name]index[steeringKey, kube.Key, struct{}]{},
 		services:     map[mesh.Name][]mesh.Ref{},
@@ -216,6 +219,7 @@ func (t *Translator) Apply(c kube.Change) Result {
 		t.take(kube.KeyOf(o), o)
 	}
 	t.settleGateways()
+	t.settlePolicies()
 	t.settleRoutes()
 	t.settleListeners()
 	t.settleHosts()
@@ -247,6 +251,8 @@ func (t *Translator) take(key kube.Key, o kube.Object) {
 		t.dirty.services[name] = struct{}{}
 	case kube.KindSecret:
 		t.dirty.secrets[name] = struct{}{}
+	case kube.KindBackendTLSPolicy:
+		t.dirty.policies[name] = struct{}{}
 	case kube.KindReferenceGrant:
 		t.markAskers(kube.Key{Kind: askGrants, Namespace: key.Namespace})
 	case kube.KindListenerSet:
@@ -290,6 +296,8 @@ func (t *Translator) markAskers(key kube.Key) {
 		switch asker.Kind {
 		case kube.KindGateway:
 			t.dirty.gateways[name] = struct{}{}
+		case kube.KindBackendTLSPolicy:
+			t.dirty.policies[name] = struct{}{}
 		case kube.KindHTTPRoute, kube.KindGRPCRoute, kube.KindTLSRoute, kube.KindTCPRoute, kube.KindUDPRoute:
 			t.dirty.routes[asker] = struct{}{}
 		case kube.KindService:
@@ -384,6 +392,9 @@ func (t *Translator) settleGateway(name mesh.Name) {
 					now.certs[c] = struct{}{}
 				}
 			}
+		}
+		if own := now.resolved.ClientCertificate; !own.IsZero() {
+			now.certs[own] = struct{}{}
 		}
 	}
 	now.listeners = old.listeners
@@ -480,6 +491,7 @@ func (t *Translator) settleRoute(key kube.Key) {
 		t.claim(id, key, c, old.claims[id])
 	}
 	t.settleL4(key, old, now)
+	t.settleUsers(key, old, now)
 	for s := range old.steering {
 		if _, still := now.steering[s]; !still {
 			t.steering[s.service].remove(s.steeringKey, key)
@@ -647,6 +659,7 @@ func (t *Translator) settleServices() {
 		in := compile.ServiceInput{
 			Service: svc, Slices: t.objects.slicesOf(name), Workload: r.workload,
 			Steering: t.steeringOf(name), Node: t.cfg.Node,
+			TLS: func(port string) *mesh.UpstreamTLS { return r.BackendTLS(name, port) },
 		}
 		if len(in.Slices) == 0 {
 			in.Pods = t.objects.podsOf(svc)
@@ -864,6 +877,10 @@ func (t *Translator) status(key kube.Key) (kube.Status, bool) {
 			return s, false
 		}
 		s.Route = t.routeStatus(key, r)
+	case *gatewayv1.BackendTLSPolicy:
+		if s.Policy = t.policyStatus(mesh.Name{Namespace: key.Namespace, Name: key.Name}); s.Policy == nil {
+			return s, false
+		}
 	default:
 		text := t.rejectionText(key)
 		if text == "" {
@@ -913,7 +930,7 @@ func (t *Translator) gatewayStatus(key kube.Key, g *gatewayState) *gatewayv1.Gat
 	case rejected != "":
 		programmed = conditions.GatewayNotProgrammed(conditions.ReasonRejected, generation, rejected)
 	}
-	out.Conditions = []metav1.Condition{g.resolved.Accepted, programmed, g.resolved.ResolvedRefs}
+	out.Conditions = append([]metav1.Condition{g.resolved.Accepted, programmed, g.resolved.ResolvedRefs}, g.resolved.Warnings...)
 	return out
 }
 

@@ -8,6 +8,7 @@ type budget struct {
 	maxConnections int64
 	maxBytes       int64
 	connections    atomic.Int64
+	handshakes     handshakes
 	bytes          atomic.Int64
 }
 

@@ -104,6 +104,11 @@ type Limits struct {
 	// MaxBufferedBytes bounds what the proxy holds for one workload or Gateway in
 	// bytes that were read and could not be sent on yet.
 	MaxBufferedBytes int64
+	// MaxHandshakes bounds the TLS handshakes with clients that are under way on one
+	// port of a Gateway, MaxHandshakesPerClient those of one client's address: for IPv6 of
+	// its network of 64 bits.
+	MaxHandshakes          int
+	MaxHandshakesPerClient int
 	// MaxHeadBytes bounds the head of a message; 431 beyond it.
 	MaxHeadBytes int
 	// MaxFields bounds the fields of a head.
@@ -138,8 +143,12 @@ type Limits struct {
 // DefaultLimits returns the limits of a node proxy.
 func DefaultLimits() Limits {
 	return Limits{
-		MaxConnections:       65536,
-		MaxBufferedBytes:     256 << 20,
+		MaxConnections:   65536,
+		MaxBufferedBytes: 256 << 20,
+
+		MaxHandshakes:          2048,
+		MaxHandshakesPerClient: 512,
+
 		MaxHeadBytes:         64 << 10,
 		MaxFields:            256,
 		MaxConcurrentStreams: 256,
@@ -180,6 +189,8 @@ func (l *Limits) validate() error {
 	}{
 		{"max connections", int64(l.MaxConnections)},
 		{"max buffered bytes", l.MaxBufferedBytes},
+		{"max handshakes", int64(l.MaxHandshakes)},
+		{"max handshakes per client", int64(l.MaxHandshakesPerClient)},
 		{"max head bytes", int64(l.MaxHeadBytes)},
 		{"max fields", int64(l.MaxFields)},
 		{"max concurrent streams", int64(l.MaxConcurrentStreams)},
@@ -206,6 +217,8 @@ func (l Limits) withDefaults() Limits {
 	d := DefaultLimits()
 	setInt(&l.MaxConnections, d.MaxConnections)
 	setInt(&l.MaxBufferedBytes, d.MaxBufferedBytes)
+	setInt(&l.MaxHandshakes, d.MaxHandshakes)
+	setInt(&l.MaxHandshakesPerClient, d.MaxHandshakesPerClient)
 	setInt(&l.MaxHeadBytes, d.MaxHeadBytes)
 	setInt(&l.MaxFields, d.MaxFields)
 	setInt(&l.MaxConcurrentStreams, d.MaxConcurrentStreams)

@@ -55,6 +55,7 @@ type downConn struct {
 	serverName   string      // that the client asked for
 	helloBy      int64       // when the ClientHello must be complete
 	isTLS        bool
+	shaking      bool           // counts among the handshakes under way
 	listener     *mesh.Listener // as of checked
 	checked      uint64
 	port         *mesh.ServicePort // outbound; nil without a listener of its own
@@ -273,6 +274,7 @@ func (d *downConn) close() {
 		return
 	}
 	d.mode = modeClosed
+	d.shaken()
 	d.w.loop.DropTimer(&d.timer)
 	d.wire.close()
 	d.w.removeConn(d)

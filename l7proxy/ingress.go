@@ -100,6 +100,11 @@ func (d *downConn) clientHello() {
 		d.startTunnel()
 		return
 	}
+	if refused := d.sock.budget.handshakes.begin(d.peer.Addr(), d.w.limits.MaxHandshakes, d.w.limits.MaxHandshakesPerClient); refused != "" {
+		d.fail(flow.ReasonOverLimit, refused)
+		return
+	}
+	d.shaking = true
 	d.mode = modeHandshake
 	d.after(int64(d.w.limits.HandshakeTimeout))
 	l := d.w.loop
@@ -107,6 +112,14 @@ func (d *downConn) clientHello() {
 	d.tls.Feed(d.unread())
 	d.keep(nil)
 	d.handshake()
+}
+
+// shaken ends the handshake's share of the limits.
+func (d *downConn) shaken() {
+	if d.shaking {
+		d.shaking = false
+		d.sock.budget.handshakes.end(d.peer.Addr())
+	}
 }
 
 // noChain says in words why no chain takes a client that asked for a server name.
@@ -170,6 +183,7 @@ func (d *downConn) handshake() {
 	if !done {
 		return
 	}
+	d.shaken()
 	d.w.loop.StopTimer(&d.timer)
 	if d.chain.RouteTable == "" {
 		d.startTunnel()

@@ -30,6 +30,9 @@ func GatewayListeners(g *graph.Gateway, addresses []netip.Addr, routes []L4Route
 			out = &mesh.Listener{
 				Name: g.ListenerName(l.Port), Type: mesh.ListenerGateway, Parent: g.Name, Port: l.Port, Addresses: addresses,
 			}
+			if !g.ClientCertificate.IsZero() {
+				out.ClientCertificate = g.ClientCertificate.String()
+			}
 			byPort[l.Port] = out
 		}
 		if l.Protocol == gatewayv1.HTTPProtocolType {
@@ -43,7 +46,7 @@ func GatewayListeners(g *graph.Gateway, addresses []netip.Addr, routes []L4Route
 			out.Chains = append(out.Chains, l4Chains(l, routes)...)
 			continue
 		}
-		chain := mesh.Chain{Name: l.Name, RouteTable: l.Table}
+		chain := mesh.Chain{Name: l.Name, RouteTable: l.Table, Clients: l.Clients}
 		if l.Hostname != graph.AnyHost {
 			chain.ServerNames = []string{l.Hostname}
 		}

@@ -28,6 +28,20 @@ type ServiceInput struct {
 	Steering map[uint16]Steering
 	// Node is where endpoints are that do not say.
 	Node string
+	// TLS returns how endpoints of a port, by its name, are connected to, nil: without TLS.
+	TLS func(port string) *mesh.UpstreamTLS
+}
+
+// overTLS completes a cluster with its TLS. What is spoken inside of that is for the
+// route and ALPN to say.
+func (in *ServiceInput) overTLS(c *mesh.Cluster, port string) *mesh.Cluster {
+	if in.TLS != nil {
+		c.TLS = in.TLS(port)
+	}
+	if c.TLS != nil && c.Protocol == mesh.AppProtocolTLS {
+		c.Protocol = mesh.AppProtocolUnknown
+	}
+	return c
 }
 
 // Steering says which routes apply to a port of a Service.
@@ -74,7 +88,7 @@ func Service(in ServiceInput) []mesh.Resource {
 		if port.Protocol == mesh.ProtocolTCP {
 			cluster := graph.ClusterName(name, port.Port)
 			resources = append(resources,
-				&mesh.Cluster{Name: cluster, Service: name, Port: port.Port, Protocol: port.AppProtocol},
+				in.overTLS(&mesh.Cluster{Name: cluster, Service: name, Port: port.Port, Protocol: port.AppProtocol}, p.Name),
 				&mesh.ClusterEndpoints{Cluster: cluster, Endpoints: oneFamily(spec, port.Endpoints)})
 			if s, ok := in.Steering[port.Port]; ok && len(svc.VIPs) > 0 {
 				port.Steered = true

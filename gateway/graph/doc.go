@@ -23,6 +23,9 @@ type Objects interface {
 	// ListenerSets returns the ListenerSets that name a Gateway as their parent. The
 	// caller may sort what it gets.
 	ListenerSets(gateway mesh.Name) []*gatewayv1.ListenerSet
+	// BackendTLS returns how endpoints of a Service's port, by its name, are connected to
+	// by BackendTLSPolicy, nil: without TLS.
+	BackendTLS(service mesh.Name, port string) *mesh.UpstreamTLS
 	// Gateway returns a Gateway of ours as ResolveGateway made it, or nil.
 	Gateway(mesh.Name) *Gateway
 }

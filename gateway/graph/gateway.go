@@ -29,6 +29,11 @@ type Gateway struct {
 	// listeners and parameters decide them. Addresses are not looked at.
 	Accepted     metav1.Condition
 	ResolvedRefs metav1.Condition
+	// ClientCertificate is what the Gateway shows to backends over TLS, or zero.
+	ClientCertificate mesh.Name
+	own               metav1.Condition // what is wrong with it
+	// Warnings are conditions that are there only if there is something to say.
+	Warnings []metav1.Condition
 }
 
 // Listener is a listener of a Gateway or of one of its ListenerSets.
@@ -54,6 +59,8 @@ type Listener struct {
 	selector   labels.Selector
 	// Certificates to terminate TLS with.
 	Certificates []mesh.Name
+	// Clients says which certificates clients must have, nil: none.
+	Clients *mesh.ClientValidation
 	// Passthrough says that TLS is not terminated.
 	Passthrough bool
 	// Conditions without Programmed.
@@ -93,6 +100,8 @@ func ResolveGateway(objects Objects, gw *gatewayv1.Gateway) *Gateway {
 	g.findOverlaps()
 	g.summarise(gw)
 	g.nameTables()
+	g.takeOwnCertificate(objects, gw)
+	g.applyOwnCertificate(gw)
 	return g
 }
 
@@ -195,10 +204,8 @@ func (l *Listener) takeCertificates(objects Objects, gw *gatewayv1.Gateway, spec
 		refuse(gatewayv1.ListenerReasonUnsupportedValue, "tls.mode: %s is not supported; use Terminate", *spec.TLS.Mode)
 		return
 	}
-	// Serving without the asked-for check of client certificates would let anybody in.
-	if spec.Protocol == gatewayv1.HTTPSProtocolType && wantsClientCertificates(gw, spec.Port) {
-		refuse(gatewayv1.ListenerReasonUnsupportedValue, "Validation of client certificates (spec.tls.frontend) is not supported")
-		return
+	if spec.Protocol == gatewayv1.HTTPSProtocolType {
+		l.takeClients(objects, gw, spec.Port, refuse, unresolved)
 	}
 	if spec.TLS == nil || len(spec.TLS.CertificateRefs) == 0 {
 		unresolved(gatewayv1.ListenerReasonInvalidCertificateRef, "tls.certificateRefs: a listener that terminates TLS needs a certificate")
@@ -245,18 +252,6 @@ func CheckCertificate(secret *corev1.Secret) error {
 		return fmt.Errorf("not a certificate with its key: %w", err)
 	}
 	return nil
-}
-
-func wantsClientCertificates(gw *gatewayv1.Gateway, port gatewayv1.PortNumber) bool {
-	if gw.Spec.TLS == nil || gw.Spec.TLS.Frontend == nil {
-		return false
-	}
-	for _, p := range gw.Spec.TLS.Frontend.PerPort {
-		if p.Port == port {
-			return p.TLS.Validation != nil
-		}
-	}
-	return gw.Spec.TLS.Frontend.Default.Validation != nil
 }
 
 // findConflicts refuses listeners that cannot be told apart: the same port with

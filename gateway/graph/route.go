@@ -410,8 +410,8 @@ func (r *Route) resolveBackend(objects Objects, ref *gatewayv1.BackendRef, grant
 			udp = true
 			continue
 		}
-		if AppProtocol(p) == mesh.AppProtocolTLS && !isL4(r.Key.Kind) {
-			return "", gatewayv1.RouteReasonUnsupportedProtocol, fmt.Sprintf("Service %s port %d speaks TLS, which is not supported towards backends", name, *ref.Port)
+		if AppProtocol(p) == mesh.AppProtocolTLS && !isL4(r.Key.Kind) && objects.BackendTLS(name, p.Name) == nil {
+			return "", gatewayv1.RouteReasonUnsupportedProtocol, fmt.Sprintf("Service %s port %d speaks TLS, and no BackendTLSPolicy says whom to trust there", name, *ref.Port)
 		}
 		return ClusterName(name, uint16(p.Port)), "", ""
 	}
