@@ -63,6 +63,7 @@ type downConn struct {
 
 	opened    int64
 	exchanges uint64
+	series    lastSeries
 	lingered  int
 	alone     bool // no byte of the client was seen before the tunnel began
 	waiting   bool // for configuration

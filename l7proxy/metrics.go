@@ -1,19 +1,17 @@
 package l7proxy
 
 import (
-	"sync/atomic"
-
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sluice-mesh/sluice/l7proxy/route"
-	"github.com/sluice-mesh/sluice/observe/flow"
 )
 
 // journeys bounds arrays that are indexed by SocketType.
 const journeys = int(SocketGateway) + 1
 
 // metrics are the counters of the data path. The values of all labels are bounded:
-// journeys, classes of status, reasons, and the routes that the node serves.
+// journeys, classes of status, reasons, and routes and workloads up to
+// maxRequestSeries.
 type metrics struct {
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
@@ -28,14 +26,9 @@ type metrics struct {
 	retries, repeats          prometheus.Counter
 	connects, connectFailures prometheus.Counter
 
-	noRule ruleMetrics // of requests that no rule took
-}
-
-// ruleMetrics are the handles of one rule, resolved when first used.
-type ruleMetrics struct {
-	route    string
-	requests [journeys][6]atomic.Pointer[prometheus.Counter] // by class of status, without a reason
-	duration [journeys]atomic.Pointer[prometheus.Observer]
+	workers int
+	series  *seriesTable
+	noRule  *ruleMetrics // of requests that no rule took
 }
 
 var classes = [...]string{"none", "1xx", "2xx", "3xx", "4xx", "5xx"}
@@ -47,12 +40,13 @@ func class(status int) int {
 	return status / 100
 }
 
-func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, workers int) (*metrics, error) {
 	m := &metrics{
+		workers: workers,
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sluice_proxy_requests_total",
-			Help: "HTTP exchanges that ended, by the route that took them, class of the status sent and reason of a refusal or failure (empty: none).",
-		}, []string{"journey", "route", "code_class", "reason"}),
+			Help: "HTTP exchanges that ended, by the route that took them, the workloads that asked and answered, class of the status sent and reason of a refusal or failure (empty: none).",
+		}, []string{"journey", "route", "source", "destination", "code_class", "reason"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "sluice_proxy_request_duration_seconds",
 			Help:    "Time from a request's head to its response's end.",
@@ -92,8 +86,14 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		Name: "sluice_proxy_bytes_total",
 		Help: "Bytes of bodies and raw connections that ended, from (in) and to (out) clients.",
 	}, []string{"journey", "direction"})
+	overflow := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "sluice_proxy_series_overflow_total",
+		Help: "HTTP exchanges that count under route, source and destination \"other\", because there are too many series.",
+	})
+	m.series = newSeriesTable(m.requests, m.duration, overflow)
+	m.noRule = m.newRuleMetrics("")
 	for _, c := range []prometheus.Collector{
-		m.requests, m.duration, m.closed, m.retries, m.repeats, m.connects, m.connectFailures,
+		overflow, m.requests, m.duration, m.closed, m.retries, m.repeats, m.connects, m.connectFailures,
 		conns, connsActive, active, bytes,
 	} {
 		if err := reg.Register(c); err != nil {
@@ -110,11 +110,6 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
-// prepareRule is called by route.Tables before it publishes a rule.
-func (m *metrics) prepareRule(r *route.Rule) {
-	r.Metrics = &ruleMetrics{route: r.RouteKind + "/" + r.Route.String()}
-}
-
 // of returns the handles of a rule, nil standing for none.
 func (m *metrics) of(r *route.Rule) *ruleMetrics {
 	if r != nil {
@@ -122,28 +117,5 @@ func (m *metrics) of(r *route.Rule) *ruleMetrics {
 			return rm
 		}
 	}
-	return &m.noRule
-}
-
-// request counts an exchange that ended.
-func (m *metrics) request(journey SocketType, rm *ruleMetrics, status int, reason flow.Reason, seconds float64) {
-	k := class(status)
-	if reason != flow.ReasonNone {
-		m.requests.WithLabelValues(journey.String(), rm.route, classes[k], reason.String()).Inc()
-	} else {
-		c := rm.requests[journey][k].Load()
-		if c == nil {
-			resolved := m.requests.WithLabelValues(journey.String(), rm.route, classes[k], "")
-			c = &resolved
-			rm.requests[journey][k].Store(c)
-		}
-		(*c).Inc()
-	}
-	o := rm.duration[journey].Load()
-	if o == nil {
-		resolved := m.duration.WithLabelValues(journey.String(), rm.route)
-		o = &resolved
-		rm.duration[journey].Store(o)
-	}
-	(*o).Observe(seconds)
+	return m.noRule
 }

@@ -106,7 +106,7 @@ func New(cfg Config) (*Proxy, error) {
 		sockets: map[socketKey]*socket{}, budgets: map[string]*budget{}, addresses: map[string][]netip.Addr{},
 	}
 	var err error
-	if p.metrics, err = newMetrics(cfg.Registerer); err != nil {
+	if p.metrics, err = newMetrics(cfg.Registerer, cfg.Loops); err != nil {
 		return nil, fmt.Errorf("l7proxy: %w", err)
 	}
 	if p.backends, err = newBackendMetrics(cfg.Registerer); err != nil {
@@ -116,6 +116,7 @@ func New(cfg Config) (*Proxy, error) {
 	p.upstreamBudget.maxBytes = 4 * p.limits.MaxBufferedBytes
 	p.generation.Store(1)
 	cfg.Routes.Prepare = p.metrics.prepareRule
+	p.metrics.series.alive = p.workloadAlive
 	for i := range cfg.Loops {
 		w, err := newWorker(p, i)
 		if err != nil {
@@ -126,6 +127,12 @@ func New(cfg Config) (*Proxy, error) {
 		}
 		p.workers = append(p.workers, w)
 	}
+	var known mesh.Delta
+	cfg.Store.Range(mesh.KindVirtualHost, func(r mesh.Resource) bool {
+		known.Upserts = append(known.Upserts, r)
+		return true
+	})
+	p.metrics.series.apply(known)
 	cfg.Store.Range(mesh.KindWorkload, func(r mesh.Resource) bool {
 		p.addresses[r.Key()] = r.(*mesh.Workload).Addresses
 		return true
@@ -151,8 +158,24 @@ func New(cfg Config) (*Proxy, error) {
 		}
 		p.refreshClusters(d)
 		p.hangUp(d)
+		p.metrics.series.apply(d)
 	})
 	return p, nil
+}
+
+// workloadAlive reports whether a workload is one of the mesh, or has sockets here.
+func (p *Proxy) workloadAlive(name mesh.Name) bool {
+	if p.cfg.Store.Workload(name) != nil {
+		return true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.sockets {
+		if s.WorkloadName == name {
+			return true
+		}
+	}
+	return false
 }
 
 // hangUp ends the upstream connections to addresses that no workload has any more.
@@ -282,6 +305,9 @@ func (p *Proxy) RemoveSocket(s Socket) bool {
 		return false
 	}
 	sock.removed.Store(true)
+	if last {
+		p.metrics.series.workloadGone(sock.WorkloadName)
+	}
 	for _, w := range p.workers {
 		done := func() {
 			if sock.users.Add(-1) == 0 {

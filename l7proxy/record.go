@@ -53,7 +53,11 @@ func (x *exchange) record() {
 		status = 0
 	}
 	rm := w.metrics.of(x.rule)
-	w.metrics.request(d.journey, rm, status, x.reason, float64(took)/1e9)
+	var dest mesh.Name
+	if x.endpoint != nil {
+		dest = x.endpoint.Workload
+	}
+	w.countRequest(d, rm, dest, status, x.reason, float64(took)/1e9)
 	w.metrics.bytesIn[d.journey].Add(float64(x.bytesIn))
 	w.metrics.bytesOut[d.journey].Add(float64(x.bytesOut))
 	cfg := &w.proxy.cfg
@@ -78,7 +82,7 @@ func (x *exchange) record() {
 	f.http.Status = status
 	f.http.Tries = x.tries
 	if x.rule != nil {
-		f.http.Route = rm.route
+		f.http.Route = rm.name
 		f.http.Rule, f.http.RuleName = x.rule.RuleIndex, x.rule.RuleName
 	}
 	f.http.TraceID = x.traceID()
