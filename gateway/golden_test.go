@@ -127,6 +127,9 @@ func render(t *testing.T, r Result) []byte {
 		switch {
 		case s.GatewayClass != nil:
 			lines = conditionLines("", s.GatewayClass.Conditions)
+			for _, f := range s.GatewayClass.SupportedFeatures {
+				lines = append(lines, "supports "+string(f.Name))
+			}
 		case s.Gateway != nil:
 			for _, a := range s.Gateway.Addresses {
 				lines = append(lines, "address "+string(*a.Type)+" "+a.Value)

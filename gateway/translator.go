@@ -856,9 +856,9 @@ func (t *Translator) status(key kube.Key) (kube.Status, bool) {
 		}
 		condition := conditions.ClassAccepted(o.Generation)
 		if o.Spec.ParametersRef != nil {
-			condition = conditions.ClassInvalidParameters(o.Generation, "spec.parametersRef is not supported")
+			condition = conditions.ClassInvalidParameters(o.Generation, "spec.parametersRef is not supported; Sluice has no parameters for it")
 		}
-		s.GatewayClass = &gatewayv1.GatewayClassStatus{Conditions: []metav1.Condition{condition}}
+		s.GatewayClass = &gatewayv1.GatewayClassStatus{Conditions: []metav1.Condition{condition}, SupportedFeatures: supportedFeatures()}
 	case *gatewayv1.Gateway:
 		g := t.gateways[mesh.Name{Namespace: key.Namespace, Name: key.Name}]
 		if g == nil {

@@ -104,7 +104,7 @@ func runNode(ctx context.Context, s *settings) error {
 	if err != nil {
 		return err
 	}
-	if n.writer, err = status.New(filepath.Join(s.State, "status")); err != nil {
+	if n.writer, err = status.New(filepath.Join(s.State, "status"), gateway.DefaultController); err != nil {
 		return err
 	}
 	n.server, err = server.New(server.Config{

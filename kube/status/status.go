@@ -30,10 +30,11 @@ import (
 
 // Writer writes statuses. One goroutine may use it at a time.
 type Writer struct {
-	dir     string
-	now     func() time.Time
-	written map[kube.Key]written
-	files   map[string]kube.File
+	dir        string
+	controller string
+	now        func() time.Time
+	written    map[kube.Key]written
+	files      map[string]kube.File
 }
 
 type written struct {
@@ -60,11 +61,13 @@ type plainStatus struct {
 
 // New makes the directory if need be and reads what is there, so that conditions
 // keep their lastTransitionTime. Files that it cannot read count as absent.
-func New(dir string) (*Writer, error) {
+// controller is the name under which statuses of parents and ancestors are written;
+// those under other names are left as they are.
+func New(dir, controller string) (*Writer, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make status directory: %w", err)
 	}
-	w := &Writer{dir: dir, now: time.Now, written: map[kube.Key]written{}, files: map[string]kube.File{}}
+	w := &Writer{dir: dir, controller: controller, now: time.Now, written: map[kube.Key]written{}, files: map[string]kube.File{}}
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -178,7 +181,8 @@ func (w *Writer) write(s kube.Status) error {
 	if !safe(s.Key) {
 		return fmt.Errorf("write status of %s: not a name", s.Key)
 	}
-	before := w.written[s.Key]
+	before := w.read(s.Key)
+	s = Merge(before.status, s, w.controller)
 	s = w.timed(s, before.status)
 	text, err := marshal(s)
 	if err != nil {
@@ -192,6 +196,23 @@ func (w *Writer) write(s kube.Status) error {
 	}
 	w.written[s.Key] = written{s, text}
 	return nil
+}
+
+// read returns a status as it is on disk: another controller may have written into
+// the file since.
+func (w *Writer) read(key kube.Key) written {
+	text, err := os.ReadFile(w.path(key))
+	if err != nil {
+		return written{}
+	}
+	if known := w.written[key]; bytes.Equal(text, known.text) {
+		return known
+	}
+	s, ok := parse(text)
+	if !ok || s.Key != key {
+		return written{}
+	}
+	return written{s, text}
 }
 
 func safe(key kube.Key) bool {
@@ -284,10 +305,13 @@ func (w *Writer) timed(s, before kube.Status) kube.Status {
 		c := *s.Policy
 		c.Ancestors = slices.Clone(c.Ancestors)
 		for i := range c.Ancestors {
+			if string(c.Ancestors[i].ControllerName) != w.controller {
+				continue
+			}
 			var old []metav1.Condition
 			if before.Policy != nil {
 				for j := range before.Policy.Ancestors {
-					if sameParent(before.Policy.Ancestors[j].AncestorRef, c.Ancestors[i].AncestorRef) {
+					if b := before.Policy.Ancestors[j]; b.ControllerName == c.Ancestors[i].ControllerName && sameParent(b.AncestorRef, c.Ancestors[i].AncestorRef) {
 						old = before.Policy.Ancestors[j].Conditions
 					}
 				}
@@ -299,10 +323,13 @@ func (w *Writer) timed(s, before kube.Status) kube.Status {
 		c := *s.Route
 		c.Parents = slices.Clone(c.Parents)
 		for i := range c.Parents {
+			if string(c.Parents[i].ControllerName) != w.controller {
+				continue
+			}
 			var old []metav1.Condition
 			if before.Route != nil {
 				for j := range before.Route.Parents {
-					if sameParent(before.Route.Parents[j].ParentRef, c.Parents[i].ParentRef) {
+					if b := before.Route.Parents[j]; b.ControllerName == c.Parents[i].ControllerName && sameParent(b.ParentRef, c.Parents[i].ParentRef) {
 						old = before.Route.Parents[j].Conditions
 					}
 				}

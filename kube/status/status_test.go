@@ -32,7 +32,7 @@ func route(ok bool, message string) kube.Status {
 
 func open(t *testing.T, dir string, now string) *Writer {
 	t.Helper()
-	w, err := New(dir)
+	w, err := New(dir, "c")
 	if err != nil {
 		t.Fatal(err)
 	}
