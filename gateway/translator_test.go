@@ -20,7 +20,6 @@ import (
 // universe returns versions of objects that are in each other's way in all the
 // ways there are: each inner list has the versions of one object.
 func universe(t testing.TB) [][]kube.Object {
-	const api = "apiVersion: gateway.networking.k8s.io/v1\n"
 	secrets := load(t, "testdata/base.yaml")
 	var tlsSecret *corev1.Secret
 	for _, o := range secrets {
@@ -74,7 +73,39 @@ kind: Gateway
 metadata: {name: web, namespace: shop}
 spec:
   gatewayClassName: sluice
-  listeners: [{name: http, port: 80, protocol: HTTP}, {name: https, port: 80, protocol: HTTPS}]`},
+  listeners: [{name: http, port: 80, protocol: HTTP}, {name: https, port: 80, protocol: HTTPS}]`, api + `
+kind: Gateway
+metadata: {name: web, namespace: shop}
+spec:
+  gatewayClassName: sluice
+  allowedListeners: {namespaces: {from: Selector, selector: {matchLabels: {team: books}}}}
+  listeners: [{name: http, port: 80, protocol: HTTP, hostname: web.example}]`, api + `
+kind: Gateway
+metadata: {name: web, namespace: shop}
+spec:
+  gatewayClassName: sluice
+  allowedListeners: {namespaces: {from: All}}
+  listeners: [{name: http, port: 80, protocol: HTTP, hostname: a.example}]`},
+		{api + `
+kind: ListenerSet
+metadata: {name: more, namespace: catalog}
+spec:
+  parentRef: {name: web, namespace: shop}
+  listeners:
+  - {name: http, port: 80, protocol: HTTP, hostname: a.example, allowedRoutes: {namespaces: {from: All}}}
+  - {name: b, port: 80, protocol: HTTP, hostname: b.example, allowedRoutes: {namespaces: {from: All}}}
+  - {name: https, port: 443, protocol: HTTPS, hostname: c.example, tls: {certificateRefs: [{name: catalog-tls}]}}`, api + `
+kind: ListenerSet
+metadata: {name: more, namespace: catalog}
+spec:
+  parentRef: {name: second, namespace: shop}
+  listeners: [{name: http, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}]`},
+		{api + `
+kind: ListenerSet
+metadata: {name: other, namespace: shop, creationTimestamp: "2020-01-01T00:00:00Z"}
+spec:
+  parentRef: {name: web}
+  listeners: [{name: b, port: 80, protocol: HTTP, hostname: b.example}, {name: tcp, port: 81, protocol: TCP}]`},
 		{api + `
 kind: Gateway
 metadata: {name: second, namespace: shop}
@@ -87,6 +118,7 @@ metadata: {name: second, namespace: shop, creationTimestamp: "2019-01-01T00:00:0
 spec:
   gatewayClassName: sluice
   addresses: [{value: 192.0.2.1}, {value: 192.0.2.2}]
+  allowedListeners: {namespaces: {from: All}}
   listeners: [{name: http, port: 80, protocol: HTTP}]`},
 	}
 	route := func(kind, namespace, name, created, parents, hostnames, rules string) string {
@@ -105,6 +137,8 @@ spec:
 			route(kind, "shop", name, "", toWeb, "[a.example]", backend),
 			route(kind, "shop", name, "2020-01-01T00:00:00Z", toWeb, `["*.example"]`, backend),
 			route(kind, "shop", name, "", `[{name: web}, {name: second}]`, "[]", "[{backendRefs: [{name: books, namespace: catalog, port: 80}]}]"),
+			route(kind, "shop", name, "", "[{kind: ListenerSet, name: more, namespace: catalog}, {name: web}]", "[]", backend),
+			route(kind, "shop", name, "", "[{kind: ListenerSet, name: other, sectionName: b}]", "[b.example]", backend),
 			route(kind, "shop", name, "2021-01-01T00:00:00Z", toService, "[]", backend),
 			route(kind, "shop", name, "2021-01-01T00:00:00Z", toService, "[]", "[{backendRefs: [{name: reviews, namespace: shop, port: 81}]}]"),
 			route(kind, "shop", name, "2021-01-01T00:00:00Z", toWeb, "[c.example, a.example]", backend),
