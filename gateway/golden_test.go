@@ -169,7 +169,11 @@ func render(t *testing.T, r Result) []byte {
 			}
 		case s.Policy != nil:
 			for _, a := range s.Policy.Ancestors {
-				lines = append(lines, conditionLines(fmt.Sprintf("ancestor %s %s/%s: ", *a.AncestorRef.Kind, *a.AncestorRef.Namespace, a.AncestorRef.Name), a.Conditions)...)
+				ref := fmt.Sprintf("ancestor %s %s/%s", *a.AncestorRef.Kind, *a.AncestorRef.Namespace, a.AncestorRef.Name)
+				if a.AncestorRef.SectionName != nil {
+					ref += "/" + string(*a.AncestorRef.SectionName)
+				}
+				lines = append(lines, conditionLines(ref+": ", a.Conditions)...)
 			}
 		default:
 			lines = conditionLines("", s.Conditions)

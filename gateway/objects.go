@@ -13,6 +13,7 @@ import (
 	"github.com/sluice-mesh/sluice/gateway/compile"
 	"github.com/sluice-mesh/sluice/gateway/graph"
 	"github.com/sluice-mesh/sluice/kube"
+	"github.com/sluice-mesh/sluice/kube/api/v1alpha1"
 	"github.com/sluice-mesh/sluice/mesh"
 )
 
@@ -26,6 +27,8 @@ type objectSet struct {
 	slices       index[mesh.Name, string, *discoveryv1.EndpointSlice]
 	podsByLabel  index[label, mesh.Name, *corev1.Pod]
 	podByAddress index[netip.Addr, mesh.Name, *corev1.Pod]
+	// policies are BackendTrafficPolicies by the Services that they target.
+	policies index[mesh.Name, string, *v1alpha1.BackendTrafficPolicy]
 	// selecting has Services by one pair of their selector: a Pod has to look at no others.
 	selecting index[label, mesh.Name, *corev1.Service]
 }
@@ -63,6 +66,7 @@ func newObjectSet() objectSet {
 		podsByLabel:  index[label, mesh.Name, *corev1.Pod]{},
 		podByAddress: index[netip.Addr, mesh.Name, *corev1.Pod]{},
 		selecting:    index[label, mesh.Name, *corev1.Service]{},
+		policies:     index[mesh.Name, string, *v1alpha1.BackendTrafficPolicy]{},
 	}
 }
 
@@ -102,6 +106,10 @@ func (s *objectSet) index(key kube.Key, o kube.Object) {
 		if l, ok := firstPair(o); ok {
 			s.selecting.put(l, name, o)
 		}
+	case *v1alpha1.BackendTrafficPolicy:
+		for _, svc := range trafficPolicyTargets(o) {
+			s.policies.put(svc, key.Name, o)
+		}
 	}
 }
 
@@ -126,6 +134,10 @@ func (s *objectSet) unindex(key kube.Key, o kube.Object) {
 	case *corev1.Service:
 		if l, ok := firstPair(o); ok {
 			s.selecting.remove(l, name)
+		}
+	case *v1alpha1.BackendTrafficPolicy:
+		for _, svc := range trafficPolicyTargets(o) {
+			s.policies.remove(svc, key.Name)
 		}
 	}
 }

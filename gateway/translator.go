@@ -19,6 +19,7 @@ import (
 	"github.com/sluice-mesh/sluice/gateway/conditions"
 	"github.com/sluice-mesh/sluice/gateway/graph"
 	"github.com/sluice-mesh/sluice/kube"
+	"github.com/sluice-mesh/sluice/kube/api/v1alpha1"
 	"github.com/sluice-mesh/sluice/mesh"
 )
 
@@ -39,7 +40,9 @@ type Config struct {
 	// StateDir is where addresses given to Gateways are remembered, or empty.
 	StateDir string
 	// Node is the name of the node for workloads and endpoints that do not name one.
-	Node   string
+	Node string
+	// Zone is the node's topology zone, or empty.
+	Zone   string
 	Logger *slog.Logger
 }
 
@@ -249,6 +252,10 @@ func (t *Translator) take(key kube.Key, o kube.Object) {
 		t.dirty.routes[key] = struct{}{}
 	case kube.KindService:
 		t.dirty.services[name] = struct{}{}
+		t.markTrafficPolicies(name)
+	case kube.KindBackendTrafficPolicy:
+		t.takeTrafficPolicy(old, o)
+		t.dirty.statuses[key] = struct{}{}
 	case kube.KindSecret:
 		t.dirty.secrets[name] = struct{}{}
 	case kube.KindBackendTLSPolicy:
@@ -658,7 +665,7 @@ func (t *Translator) settleServices() {
 		r := t.reader()
 		in := compile.ServiceInput{
 			Service: svc, Slices: t.objects.slicesOf(name), Workload: r.workload,
-			Steering: t.steeringOf(name), Node: t.cfg.Node,
+			Steering: t.steeringOf(name), Policies: t.trafficPoliciesOf(name), Node: t.cfg.Node, Zone: t.cfg.Zone,
 			TLS: func(port string) *mesh.UpstreamTLS { return r.BackendTLS(name, port) },
 		}
 		if len(in.Slices) == 0 {
@@ -871,6 +878,8 @@ func (t *Translator) status(key kube.Key) (kube.Status, bool) {
 			return s, false
 		}
 		s.ListenerSet = status
+	case *v1alpha1.BackendTrafficPolicy:
+		s.Policy = t.trafficPolicyStatus(o)
 	case *gatewayv1.HTTPRoute, *gatewayv1.GRPCRoute, *gatewayv1.TLSRoute, *gatewayv1.TCPRoute, *gatewayv1.UDPRoute:
 		r := t.routes[key]
 		if r == nil {

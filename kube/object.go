@@ -10,6 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/sluice-mesh/sluice/kube/api/v1alpha1"
 )
 
 // Kind is a kind of object, without its group: no two groups here share one.
@@ -35,12 +37,14 @@ const (
 	KindReferenceGrant Kind = "ReferenceGrant"
 
 	KindBackendTLSPolicy Kind = "BackendTLSPolicy"
+
+	KindBackendTrafficPolicy Kind = "BackendTrafficPolicy"
 )
 
 // Kinds lists all kinds, what is referred to before what refers to it.
 var Kinds = []Kind{
 	KindNamespace, KindServiceAccount, KindSecret, KindConfigMap, KindPod, KindEndpointSlice, KindService,
-	KindReferenceGrant, KindBackendTLSPolicy, KindGatewayClass, KindGateway, KindListenerSet,
+	KindReferenceGrant, KindBackendTLSPolicy, KindBackendTrafficPolicy, KindGatewayClass, KindGateway, KindListenerSet,
 	KindHTTPRoute, KindGRPCRoute, KindTLSRoute, KindTCPRoute, KindUDPRoute,
 }
 
@@ -61,6 +65,8 @@ func (k Kind) APIVersion() string {
 	case KindGatewayClass, KindGateway, KindListenerSet, KindHTTPRoute, KindGRPCRoute, KindTLSRoute, KindTCPRoute, KindUDPRoute,
 		KindReferenceGrant, KindBackendTLSPolicy:
 		return gatewayv1.GroupVersion.String()
+	case KindBackendTrafficPolicy:
+		return v1alpha1.GroupVersion.String()
 	}
 	return corev1.SchemeGroupVersion.String()
 }
@@ -69,9 +75,9 @@ func (k Kind) APIVersion() string {
 // *corev1.Service, *discoveryv1.EndpointSlice, *corev1.Secret, *corev1.ConfigMap,
 // *gatewayv1.GatewayClass, *gatewayv1.Gateway, *gatewayv1.ListenerSet,
 // *gatewayv1.HTTPRoute, *gatewayv1.GRPCRoute, *gatewayv1.TLSRoute,
-// *gatewayv1.TCPRoute, *gatewayv1.UDPRoute, *gatewayv1.ReferenceGrant or
-// *gatewayv1.BackendTLSPolicy. An object is never changed after it was published
-// in a Change.
+// *gatewayv1.TCPRoute, *gatewayv1.UDPRoute, *gatewayv1.ReferenceGrant,
+// *gatewayv1.BackendTLSPolicy or *v1alpha1.BackendTrafficPolicy. An object is never
+// changed after it was published in a Change.
 type Object interface {
 	metav1.Object
 	runtime.Object
@@ -150,6 +156,8 @@ func kindOf(o Object) Kind {
 		return KindReferenceGrant
 	case *gatewayv1.BackendTLSPolicy:
 		return KindBackendTLSPolicy
+	case *v1alpha1.BackendTrafficPolicy:
+		return KindBackendTrafficPolicy
 	}
 	panic(fmt.Sprintf("kube: %T is not of the object set", o))
 }

@@ -15,7 +15,8 @@ type Status struct {
 	GatewayClass *gatewayv1.GatewayClassStatus
 	Gateway      *gatewayv1.GatewayStatus
 	ListenerSet  *gatewayv1.ListenerSetStatus
-	// Route is for all kinds of routes, Policy for BackendTLSPolicies.
+	// Route is for all kinds of routes, Policy for the policies of
+	// backends.
 	Route      *gatewayv1.RouteStatus
 	Policy     *gatewayv1.PolicyStatus
 	Conditions []metav1.Condition

@@ -11,6 +11,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/sluice-mesh/sluice/gateway/graph"
+	"github.com/sluice-mesh/sluice/kube/api/v1alpha1"
 	"github.com/sluice-mesh/sluice/mesh"
 )
 
@@ -26,10 +27,14 @@ type ServiceInput struct {
 	Workload func(namespace, pod string, address netip.Addr) mesh.Name
 	// Steering has the ports that routes are attached to.
 	Steering map[uint16]Steering
+	// Policies are the BackendTrafficPolicies for it, in the order of precedence.
+	Policies []*v1alpha1.BackendTrafficPolicy
 	// Node is where endpoints are that do not say.
 	Node string
 	// TLS returns how endpoints of a port, by its name, are connected to, nil: without TLS.
 	TLS func(port string) *mesh.UpstreamTLS
+	// Zone is the zone of Node.
+	Zone string
 }
 
 // overTLS completes a cluster with its TLS. What is spoken inside of that is for the
@@ -67,7 +72,7 @@ func Service(in ServiceInput) []mesh.Resource {
 	}
 	if spec.Type == corev1.ServiceTypeExternalName {
 		svc.ExternalName = strings.TrimSuffix(spec.ExternalName, ".")
-		return []mesh.Resource{svc}
+		return append([]mesh.Resource{svc}, externalClusters(&in, svc)...)
 	}
 	if !svc.Headless {
 		svc.VIPs = clusterIPs(spec)
@@ -88,8 +93,11 @@ func Service(in ServiceInput) []mesh.Resource {
 		if port.Protocol == mesh.ProtocolTCP {
 			cluster := graph.ClusterName(name, port.Port)
 			resources = append(resources,
-				in.overTLS(&mesh.Cluster{Name: cluster, Service: name, Port: port.Port, Protocol: port.AppProtocol}, p.Name),
-				&mesh.ClusterEndpoints{Cluster: cluster, Endpoints: oneFamily(spec, port.Endpoints)})
+				in.overTLS(&mesh.Cluster{
+					Name: cluster, Service: name, Port: port.Port, Protocol: port.AppProtocol,
+					Policy: backendPolicy(in.Service, PolicyFor(in.Policies, name.Name, p.Name), svc.AffinityTimeout),
+				}, p.Name),
+				&mesh.ClusterEndpoints{Cluster: cluster, Endpoints: zoned(&in, oneFamily(spec, port.Endpoints))})
 			if s, ok := in.Steering[port.Port]; ok && len(svc.VIPs) > 0 {
 				port.Steered = true
 				resources = append(resources, serviceListener(svc, port.Port, s))
@@ -101,6 +109,50 @@ func Service(in ServiceInput) []mesh.Resource {
 		svc.Hosts, _ = endpoints(&in, nil)
 	}
 	return resources
+}
+
+// externalClusters returns a cluster for each TCP port of an ExternalName Service, whose
+// endpoints are what the name resolves to.
+func externalClusters(in *ServiceInput, svc *mesh.Service) []mesh.Resource {
+	var out []mesh.Resource
+	for i := range in.Service.Spec.Ports {
+		p := &in.Service.Spec.Ports[i]
+		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
+			continue
+		}
+		out = append(out, in.overTLS(&mesh.Cluster{
+			Name: graph.ClusterName(svc.Name, uint16(p.Port)), Service: svc.Name, Port: uint16(p.Port), Protocol: graph.AppProtocol(p),
+			Hostname: svc.ExternalName,
+			Policy:   backendPolicy(in.Service, PolicyFor(in.Policies, svc.Name.Name, p.Name), svc.AffinityTimeout),
+		}, p.Name))
+	}
+	return out
+}
+
+// zoned returns endpoints with their zones: what a slice says, or the node's own for
+// endpoints of the node.
+func zoned(in *ServiceInput, list []mesh.Endpoint) []mesh.Endpoint {
+	zones := map[netip.Addr]string{}
+	for _, slice := range in.Slices {
+		for i := range slice.Endpoints {
+			if e := &slice.Endpoints[i]; e.Zone != nil && len(e.Addresses) > 0 {
+				if a, err := netip.ParseAddr(e.Addresses[0]); err == nil {
+					zones[a.Unmap()] = *e.Zone
+				}
+			}
+		}
+	}
+	if len(zones) == 0 && in.Zone == "" {
+		return list
+	}
+	out := slices.Clone(list) // the Service's own list has no zones
+	for i := range out {
+		out[i].Zone = zones[out[i].AddrPort.Addr()]
+		if out[i].Zone == "" && out[i].Node == in.Node {
+			out[i].Zone = in.Zone
+		}
+	}
+	return out
 }
 
 func serviceListener(svc *mesh.Service, port uint16, s Steering) *mesh.Listener {

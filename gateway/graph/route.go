@@ -394,9 +394,6 @@ func (r *Route) resolveBackend(objects Objects, ref *gatewayv1.BackendRef, grant
 	if !ok {
 		return "", gatewayv1.RouteReasonBackendNotFound, fmt.Sprintf("Service %s does not exist", name)
 	}
-	if svc.Spec.Type == corev1.ServiceTypeExternalName {
-		return "", gatewayv1.RouteReasonInvalidKind, fmt.Sprintf("Service %s is an ExternalName, which is not supported as a backend", name)
-	}
 	if ref.Port == nil {
 		return "", gatewayv1.RouteReasonBackendNotFound, "port is missing; a Service needs one"
 	}

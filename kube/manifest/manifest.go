@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/sluice-mesh/sluice/kube"
+	"github.com/sluice-mesh/sluice/kube/api/v1alpha1"
 	"github.com/sluice-mesh/sluice/kube/validate"
 )
 
@@ -331,6 +332,8 @@ func newObject(apiVersion, kind string) (kube.Object, bool) {
 		return &gatewayv1.ReferenceGrant{}, true
 	case kube.KindBackendTLSPolicy:
 		return &gatewayv1.BackendTLSPolicy{}, true
+	case kube.KindBackendTrafficPolicy:
+		return &v1alpha1.BackendTrafficPolicy{}, true
 	}
 	return nil, false
 }

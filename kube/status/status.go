@@ -116,7 +116,7 @@ func parse(text []byte) (kube.Status, bool) {
 	case kube.KindListenerSet:
 		s.ListenerSet = &gatewayv1.ListenerSetStatus{}
 		err = json.Unmarshal(r.Status, s.ListenerSet)
-	case kube.KindBackendTLSPolicy:
+	case kube.KindBackendTLSPolicy, kube.KindBackendTrafficPolicy:
 		s.Policy = &gatewayv1.PolicyStatus{}
 		err = json.Unmarshal(r.Status, s.Policy)
 	case kube.KindHTTPRoute, kube.KindGRPCRoute, kube.KindTLSRoute, kube.KindTCPRoute, kube.KindUDPRoute:

@@ -1,5 +1,5 @@
-// Package validate checks objects of the Gateway API as an API server with the
-// definitions of its standard channel would: fields that the schema does not have,
+// Package validate checks objects of the Gateway API, and of Sluice's own kinds, as an
+// API server with the definitions of the standard channel would: fields that the schema does not have,
 // defaults, types, patterns, limits, keys of lists, and the rules in CEL.
 //
 // Two things that an API server does are left out, because a file has no version
@@ -58,6 +58,10 @@ func Object(kind string, content map[string]any) []Problem {
 	var problems []Problem
 	unknown := pruning.PruneWithOptions(content, k.schema, true, structural.UnknownFieldPathOptions{TrackUnknownFieldPaths: true})
 	for _, path := range unknown {
+		if k.bundle == "" {
+			problems = append(problems, Problem{Field: path, Text: "is not a field of the kind", Cure: "remove it"})
+			continue
+		}
 		problems = append(problems, Problem{
 			Field: path, Text: "is not a field of the Gateway API's standard channel, " + k.bundle,
 			Cure: "remove it; experimental fields are not served",
@@ -88,7 +92,7 @@ func blocking(err *field.Error) bool {
 // kinds has the schemas by kind, read when they are first asked for.
 var kinds = func() map[string]func() *kind {
 	out := map[string]func() *kind{}
-	for _, name := range crds.Kinds() {
+	for _, name := range append(crds.Kinds(), ownKinds...) {
 		out[name] = sync.OnceValue(func() *kind {
 			k, err := read(name)
 			if err != nil {
@@ -108,7 +112,13 @@ type kind struct {
 }
 
 func read(name string) (*kind, error) {
-	d, _ := crds.Get(name)
+	d, ok := crds.Get(name)
+	if !ok {
+		var err error
+		if d, err = own(name); err != nil {
+			return nil, err
+		}
+	}
 	var v1 apiextensionsv1.JSONSchemaProps
 	if err := json.Unmarshal(d.Schema, &v1); err != nil {
 		return nil, err

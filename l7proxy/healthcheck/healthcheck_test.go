@@ -130,3 +130,14 @@ func FuzzServing(f *testing.F) {
 		}
 	})
 }
+
+// TestPort asks another port than the endpoint's own.
+func TestPort(t *testing.T) {
+	_, other := listen(t)
+	ln, dead := listen(t)
+	ln.Close()
+	h := &mesh.HealthCheck{Kind: mesh.CheckTCP, Port: other.Port(), Timeout: 10 * time.Second}
+	if err := Check(t.Context(), h, "web", dead); err != nil {
+		t.Error(err)
+	}
+}

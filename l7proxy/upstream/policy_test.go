@@ -519,3 +519,34 @@ func TestPicksCostNoMemory(t *testing.T) {
 		}
 	}
 }
+
+// TestOutlierInterval has intervals without an ejection shorten the next one.
+func TestOutlierInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reg := NewRegistry(nil, nil)
+		defer reg.Close()
+		c := policed(NewSet(reg, Here{}), mesh.BackendPolicy{Outlier: &mesh.OutlierDetection{
+			Consecutive5xx: 1, Interval: 10 * time.Second, BaseEjectionTime: time.Minute, MaxEjectionTime: 2 * time.Minute, MaxEjectionPercent: 100,
+		}}, eps(1, 2)...)
+		e := c.endpoints[0]
+		lasts := func(want time.Duration) {
+			t.Helper()
+			e.Answered(500)
+			time.Sleep(want - time.Second)
+			synctest.Wait()
+			if e.host.State() != StateEjected {
+				t.Errorf("the ejection is shorter than %s", want)
+			}
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if e.host.State() != StateHealthy {
+				t.Fatalf("the ejection is longer than %s", want)
+			}
+		}
+		lasts(time.Minute)
+		lasts(2 * time.Minute)
+		lasts(2 * time.Minute) // the longest there is
+		time.Sleep(30 * time.Second)
+		lasts(time.Minute)
+	})
+}
