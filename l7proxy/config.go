@@ -118,7 +118,17 @@ type Limits struct {
 	// RetryBodyBytes bounds the request body that is kept so that a try can be
 	// repeated; a larger request is tried once.
 	RetryBodyBytes int
+	// RetryBufferedBytes bounds those of all requests together.
+	RetryBufferedBytes int64
+	// MirrorBodyBytes bounds what waits for a mirror that is slower than the request; it
+	// gives up beyond it. MirrorBufferedBytes bounds that of all mirrors together, and
+	// MaxMirrors how many are under way on one loop.
+	MirrorBodyBytes     int
+	MirrorBufferedBytes int64
+	MaxMirrors          int
 
+	// MirrorTimeout bounds a mirror whose rule has no request timeout.
+	MirrorTimeout time.Duration
 	// ConfigWait bounds how long a connection waits for configuration on demand.
 	ConfigWait time.Duration
 	// SniffGrace is how long a client of unknown protocol may be silent before its
@@ -153,6 +163,11 @@ func DefaultLimits() Limits {
 		MaxFields:            256,
 		MaxConcurrentStreams: 256,
 		RetryBodyBytes:       64 << 10,
+		RetryBufferedBytes:   64 << 20,
+		MirrorBodyBytes:      1 << 20,
+		MirrorBufferedBytes:  64 << 20,
+		MaxMirrors:           4096,
+		MirrorTimeout:        15 * time.Second,
 		ConfigWait:           5 * time.Second,
 		SniffGrace:           50 * time.Millisecond,
 		ConnectTimeout:       5 * time.Second,
@@ -195,6 +210,11 @@ func (l *Limits) validate() error {
 		{"max fields", int64(l.MaxFields)},
 		{"max concurrent streams", int64(l.MaxConcurrentStreams)},
 		{"retry body bytes", int64(l.RetryBodyBytes)},
+		{"retry buffered bytes", l.RetryBufferedBytes},
+		{"mirror body bytes", int64(l.MirrorBodyBytes)},
+		{"mirror buffered bytes", l.MirrorBufferedBytes},
+		{"max mirrors", int64(l.MaxMirrors)},
+		{"mirror timeout", int64(l.MirrorTimeout)},
 		{"config wait", int64(l.ConfigWait)},
 		{"sniff grace", int64(l.SniffGrace)},
 		{"connect timeout", int64(l.ConnectTimeout)},
@@ -223,6 +243,11 @@ func (l Limits) withDefaults() Limits {
 	setInt(&l.MaxFields, d.MaxFields)
 	setInt(&l.MaxConcurrentStreams, d.MaxConcurrentStreams)
 	setInt(&l.RetryBodyBytes, d.RetryBodyBytes)
+	setInt(&l.RetryBufferedBytes, d.RetryBufferedBytes)
+	setInt(&l.MirrorBodyBytes, d.MirrorBodyBytes)
+	setInt(&l.MirrorBufferedBytes, d.MirrorBufferedBytes)
+	setInt(&l.MaxMirrors, d.MaxMirrors)
+	setInt(&l.MirrorTimeout, d.MirrorTimeout)
 	setInt(&l.ConfigWait, d.ConfigWait)
 	setInt(&l.SniffGrace, d.SniffGrace)
 	setInt(&l.ConnectTimeout, d.ConnectTimeout)

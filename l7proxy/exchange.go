@@ -4,7 +4,6 @@ import (
 	"errors"
 	"math/rand/v2"
 	"strconv"
-	"time"
 
 	"github.com/sluice-mesh/sluice/l7proxy/filter"
 	"github.com/sluice-mesh/sluice/l7proxy/http2"
@@ -71,6 +70,10 @@ type exchange struct {
 
 	req     route.Request
 	scratch filter.Scratch
+	cors    *mesh.CORS // that applies, if any
+	origin  []byte     // of a request that cors applies to
+	mirrors []*mirror  // that get the request's body too
+	mirror  *mirror    // whose exchange this is
 	rule    *route.Rule
 	backend *mesh.WeightedCluster
 	cluster *upstream.Cluster
@@ -84,6 +87,8 @@ type exchange struct {
 	body      []byte
 	recording bool
 	keeping   bool // recording goes on when some of the request was sent
+	forgotten bool // the body was too large to be kept for another try
+	kept      int  // bytes of body that are booked in the node's budget for that
 	trailers  []message.Field
 
 	started int64
@@ -148,9 +153,12 @@ func (x *exchange) begun(d *downConn, down downstream, h *message.Head) {
 	x.trailers = x.trailers[:0]
 	x.active, x.decided, x.waiting = true, false, false
 	x.reqEnded, x.bodySent, x.responded, x.upgraded = h.End, false, false, false
-	x.recording = false
-	d.exchanges++
-	x.w.metrics.active[d.journey].Inc()
+	x.recording, x.forgotten = false, false
+	x.cors, x.origin, x.mirrors = nil, nil, x.mirrors[:0]
+	if x.mirror == nil {
+		d.exchanges++
+		x.w.metrics.active[d.journey].Inc()
+	}
 	x.w.loop.SetTimer(&x.idle, x.w.loop.Now()+int64(x.w.limits.StreamIdleTimeout))
 	x.head.Close = false
 	if equalFold(x.head.Upgrade, "h2c") {
@@ -169,13 +177,15 @@ func (x *exchange) decide() {
 		if !x.match() {
 			return
 		}
-		if status, location, ok := filter.Redirect(x.rule.Rule, &x.head, filter.Origin{Scheme: x.d.scheme(), Port: x.d.dest.Port()}, &x.scratch); ok {
-			x.redirect(status, location)
+		if x.answerByFilter(nil) {
 			return
 		}
 		x.backend = pickBackend(x.rule.Clusters)
 		if x.backend == nil || x.backend.Cluster == "" {
 			x.refuse(500, flow.ReasonNoBackend)
+			return
+		}
+		if len(x.backend.Filters) > 0 && x.answerByFilter(x.backend) {
 			return
 		}
 	}
@@ -197,9 +207,7 @@ func (x *exchange) decide() {
 	x.waiting = false
 	if !x.decided {
 		x.decided = true
-		x.forwardedFields()
-		x.traceBegin()
-		filter.Request(&x.head, x.rule.Rule, x.backend, &x.scratch)
+		x.edit()
 		if t := x.rule.Timeouts.Request; t > 0 && x.reqEnded {
 			x.w.loop.SetTimer(&x.deadline, x.started+int64(t))
 		}
@@ -477,14 +485,14 @@ func (x *exchange) attach(c upstream.Conn) {
 	_, multiplexed := c.(*h2up)
 	// An HTTP/2 endpoint says of a request whether it may be repeated, whatever its
 	// method (RFC 9113 §8.7).
-	x.keeping = x.rule.Retry != nil && x.rule.Retry.Attempts > 0 || multiplexed || idempotent(x.method)
+	x.keeping = x.mirror == nil && !x.forgotten && (x.rule.Retry != nil && x.rule.Retry.Attempts > 0 || multiplexed || idempotent(x.method))
 	x.recording = x.keeping
 	x.bodySent, x.grpcAnswered = false, false
 	var err error
 	switch c := c.(type) {
 	case *h1up:
 		// A used connection may turn out to be dead before a byte of the request is sent.
-		x.recording = x.recording || c.used
+		x.recording = x.recording || c.used && x.mirror == nil && !x.forgotten
 		x.up = c
 		err = c.begin(x)
 	case *h2up:
@@ -516,6 +524,9 @@ func (x *exchange) attach(c upstream.Conn) {
 	}
 	if len(x.body) > 0 {
 		x.bodySent = true
+		if x.recording {
+			x.bookBody()
+		}
 		x.up.data(x.body)
 		if !x.recording {
 			x.dropBody()
@@ -533,16 +544,6 @@ func (x *exchange) committed() {
 		x.recording = false
 		x.dropBody()
 	}
-}
-
-// idempotent reports whether a request may be repeated without being asked (RFC
-// 9110 §9.2.2).
-func idempotent(method []byte) bool {
-	switch string(method) {
-	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE":
-		return true
-	}
-	return false
 }
 
 func isGRPC(h *message.Head) bool {
@@ -564,14 +565,10 @@ func (x *exchange) requestData(p []byte) {
 	x.bytesIn += uint64(len(p))
 	x.moved = x.w.loop.Now()
 	if x.up == nil || x.recording {
-		if x.up != nil && len(x.body)+len(p) > x.w.limits.RetryBodyBytes {
-			x.recording = false
-			x.dropBody()
-		} else {
-			had := cap(x.body)
-			x.body = append(x.w.loop.Buffers.Grow(x.body, len(p)), p...)
-			x.d.extra += cap(x.body) - had
-		}
+		x.keepBody(p)
+	}
+	if len(x.mirrors) > 0 {
+		x.mirrorData(p)
 	}
 	if x.up != nil {
 		x.bodySent = true
@@ -590,6 +587,9 @@ func (x *exchange) requestEnd(trailers []message.Field) {
 	}
 	for _, f := range trailers {
 		x.trailers = append(x.trailers, message.Field{Name: cloneBytes(f.Name), Value: cloneBytes(f.Value)})
+	}
+	if len(x.mirrors) > 0 {
+		x.mirrorEnd()
 	}
 	if x.up != nil {
 		x.up.end(trailers)
@@ -622,7 +622,7 @@ func (x *exchange) response(h *message.Head) {
 	if x.span != nil {
 		x.span.Answered(h.Status)
 	}
-	if x.retryCode(h.Status) && x.repeatable() {
+	if x.rule.Retry != nil && (x.retryCode(h.Status) || x.grpc && unavailable(h)) && x.repeatable() {
 		x.status = h.Status
 		x.answered(h)
 		x.abandon()
@@ -632,13 +632,15 @@ func (x *exchange) response(h *message.Head) {
 	x.status = h.Status
 	x.answered(h)
 	h.Close = false
-	x.w.loop.StopTimer(&x.pause)
 	x.recording = false
 	x.dropBody()
 	if x.grpc {
 		x.noteGRPC(h.Fields)
 	}
 	filter.Response(h, x.rule.Rule, x.backend, &x.scratch)
+	if x.cors != nil {
+		filter.ShareResponse(h, x.origin, x.cors, &x.scratch)
+	}
 	if len(x.cookie) > 0 {
 		h.Add(fieldSetCookie, x.cookie)
 	}
@@ -670,131 +672,6 @@ func (x *exchange) noteGRPC(fields []message.Field) {
 			x.grpcOut = append(x.grpcOut[:0], fields[i].Value...)
 		}
 	}
-}
-
-// maxRepeats bounds the tries that are repeated although no rule says so.
-const maxRepeats = 2
-
-// tryFailed says that the current try ended without a complete response. unsent
-// says that the endpoint cannot have acted on the request, silent that no byte of
-// a response came.
-func (x *exchange) tryFailed(reason flow.Reason, unsent, silent bool) {
-	x.up = nil
-	x.w.loop.StopTimer(&x.pause)
-	if !x.active {
-		return
-	}
-	x.endpointFailed(reason, unsent)
-	x.uncount()
-	x.traceTryEnd(reason)
-	if x.responded {
-		x.reason = reason
-		x.down.abort()
-		x.finish()
-		return
-	}
-	if (unsent || silent) && x.repeat(unsent, reason != flow.ReasonUpstreamReset) {
-		return
-	}
-	if x.rule.Retry != nil && x.repeatable() {
-		x.backoff()
-		return
-	}
-	x.refuse(failureStatus(reason), reason)
-}
-
-// mayRepeat reports whether a request may be sent once more: unsent says that the
-// endpoint has not acted on it; otherwise it must be idempotent (RFC 9110 §9.2.2), or
-// so far have been without the content that it announces.
-func (x *exchange) mayRepeat(unsent bool) bool {
-	whole := x.head.End || x.recording || !x.bodySent
-	return x.repeats < maxRepeats && whole && !x.responded &&
-		(unsent || idempotent(x.method) || !x.head.End && !x.bodySent)
-}
-
-// repeat tries once more, at once, where that is safe: the endpoint has not acted on
-// the request, or the request is idempotent and ended in silence, as on a pooled
-// connection that has died. An endpoint that takes no connection (unreachable) is not
-// asked again.
-func (x *exchange) repeat(unsent, unreachable bool) bool {
-	if !x.mayRepeat(unsent) {
-		return false
-	}
-	if c, _ := x.w.cluster(x.backend.Cluster); c != nil {
-		x.cluster = c
-	}
-	e := x.cluster.Pick(x.balance(), x.endpoint)
-	if e == nil || e == x.endpoint && unreachable || !e.Begin() {
-		return false
-	}
-	x.repeats++
-	x.w.metrics.repeats.Inc()
-	another := e != x.endpoint
-	x.endpoint = e
-	x.counted = true
-	if t := x.rule.Timeouts.Backend; t > 0 {
-		x.w.loop.SetTimer(&x.pause, x.w.loop.Now()+int64(t))
-	}
-	x.connect(another)
-	if x.active && x.up != nil {
-		// A connection of the pool: nobody else will send what it was just given.
-		x.up.push()
-	}
-	return true
-}
-
-// failureStatus is the status that answers a failed try.
-func failureStatus(reason flow.Reason) int {
-	switch reason {
-	case flow.ReasonUpstreamReset, flow.ReasonUpstreamProtocol, flow.ReasonUpstreamTLS:
-		return 502
-	case flow.ReasonRequestTimeout, flow.ReasonBackendTimeout:
-		return 504
-	case flow.ReasonDownstreamProtocol:
-		return 400
-	}
-	return 503
-}
-
-// retryCode reports whether the rule has responses of a status repeated.
-func (x *exchange) retryCode(status int) bool {
-	r := x.rule.Retry
-	if r == nil {
-		return false
-	}
-	for _, c := range r.Codes {
-		if c == status {
-			return true
-		}
-	}
-	return false
-}
-
-// repeatable reports whether another try is allowed and possible.
-func (x *exchange) repeatable() bool {
-	r := x.rule.Retry
-	return r != nil && x.tries <= r.Attempts && (x.head.End || x.recording || !x.bodySent)
-}
-
-// backoff waits before the next try: the rule's backoff, doubled with each try up
-// to ten times, with jitter.
-func (x *exchange) backoff() {
-	if !x.cluster.Retry() {
-		x.refuse(503, flow.ReasonRetryBudget)
-		return
-	}
-	x.w.metrics.retries.Inc()
-	wait := x.rule.Retry.Backoff
-	if wait <= 0 {
-		wait = 25 * time.Millisecond
-	}
-	longest := 10 * wait
-	for i := 1; i < x.tries && wait < longest; i++ {
-		wait *= 2
-	}
-	wait = min(wait, longest)
-	wait += rand.N(wait/4 + 1)
-	x.w.loop.SetTimer(&x.pause, x.w.loop.Now()+int64(wait))
 }
 
 // abandon gives up the current try.
@@ -846,7 +723,8 @@ func (x *exchange) OnTimer(t *loop.Timer) {
 			return
 		}
 	default:
-		retry := x.rule.Retry != nil && (len(x.rule.Retry.Codes) == 0 || x.retryCode(504)) && x.repeatable() && !x.responded
+		// The rule bounds a try and wants others (HTTPRouteRetry.backoff).
+		retry := x.rule.Retry != nil && !x.responded && x.repeatable()
 		x.traceTryEnd(flow.ReasonBackendTimeout)
 		x.endpointFailed(flow.ReasonBackendTimeout, false)
 		x.abandon()
@@ -912,12 +790,15 @@ func (x *exchange) redirect(status int, location []byte) {
 	h.Proto = message.HTTP11
 	h.Status = status
 	h.Add(fieldLocation, location)
-	filter.Response(h, x.rule.Rule, nil, &x.scratch)
+	filter.Response(h, x.rule.Rule, x.backend, &x.scratch)
 	x.answer(h, nil)
 }
 
 // answer sends a complete response of the proxy's own.
 func (x *exchange) answer(h *message.Head, body []byte) {
+	if x.cors != nil && x.rule != nil && x.active {
+		filter.ShareResponse(h, x.origin, x.cors, &x.scratch)
+	}
 	if !h.End {
 		h.ContentLength = int64(len(body))
 		x.w.number = strconv.AppendInt(x.w.number[:0], int64(len(body)), 10)
@@ -953,14 +834,6 @@ func grpcCode(reason flow.Reason) []byte {
 	return []byte("14") // UNAVAILABLE
 }
 
-func (x *exchange) dropBody() {
-	if x.body != nil {
-		x.d.extra -= cap(x.body)
-		x.w.loop.Buffers.Put(x.body)
-		x.body = nil
-	}
-}
-
 // finish ends the exchange: once, whatever the outcome.
 func (x *exchange) finish() {
 	if !x.active {
@@ -973,7 +846,12 @@ func (x *exchange) finish() {
 	x.dropBody()
 	x.w.loop.StopTimer(&x.deadline)
 	x.w.loop.StopTimer(&x.idle)
-	x.w.metrics.active[x.d.journey].Dec()
+	if len(x.mirrors) > 0 {
+		x.leaveMirrors()
+	}
+	if x.mirror == nil {
+		x.w.metrics.active[x.d.journey].Dec()
+	}
 	x.record()
 }
 

@@ -23,8 +23,11 @@ type metrics struct {
 	bytesIn     [journeys]prometheus.Counter
 	bytesOut    [journeys]prometheus.Counter
 
-	retries, repeats          prometheus.Counter
-	connects, connectFailures prometheus.Counter
+	retries, repeats prometheus.Counter
+	// bodyTooLarge and bodiesTooMany count requests that are not tried again.
+	bodyTooLarge, bodiesTooMany prometheus.Counter
+	mirrors                     *prometheus.CounterVec
+	connects, connectFailures   prometheus.Counter
 
 	workers int
 	series  *seriesTable
@@ -73,6 +76,15 @@ func newMetrics(reg prometheus.Registerer, workers int) (*metrics, error) {
 			Help: "Attempts of those that failed.",
 		}),
 	}
+	forgotten := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sluice_proxy_retry_bodies_dropped_total",
+		Help: "Requests of rules with retries whose body was not kept, so that they are tried once: larger than one request may keep (request), or than all together may (node).",
+	}, []string{"limit"})
+	m.bodyTooLarge, m.bodiesTooMany = forgotten.WithLabelValues("request"), forgotten.WithLabelValues("node")
+	m.mirrors = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sluice_proxy_mirrors_total",
+		Help: "Copies of requests that RequestMirror filters made and that ended, by route and reason of a failure (empty: answered).",
+	}, []string{"route", "reason"})
 	conns := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "sluice_proxy_connections_total", Help: "Connections accepted and not refused at once.",
 	}, []string{"journey"})
@@ -94,6 +106,7 @@ func newMetrics(reg prometheus.Registerer, workers int) (*metrics, error) {
 	m.noRule = m.newRuleMetrics("")
 	for _, c := range []prometheus.Collector{
 		overflow, m.requests, m.duration, m.closed, m.retries, m.repeats, m.connects, m.connectFailures,
+		forgotten, m.mirrors,
 		conns, connsActive, active, bytes,
 	} {
 		if err := reg.Register(c); err != nil {

@@ -68,6 +68,9 @@ type Proxy struct {
 	backends *backendMetrics
 	// upstreamBudget bounds what waits on its way to all endpoints.
 	upstreamBudget budget
+	// retryBudget bounds the bodies that are kept for another try, mirrorBudget what
+	// waits for slow mirrors.
+	retryBudget, mirrorBudget budget
 
 	generation atomic.Uint64 // of the store's content
 	draining   atomic.Bool
@@ -114,6 +117,8 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p.registry = upstream.NewRegistry(p.checkEndpoint, p.endpointChanged)
 	p.upstreamBudget.maxBytes = 4 * p.limits.MaxBufferedBytes
+	p.retryBudget.maxBytes = p.limits.RetryBufferedBytes
+	p.mirrorBudget.maxBytes = p.limits.MirrorBufferedBytes
 	p.generation.Store(1)
 	cfg.Routes.Prepare = p.metrics.prepareRule
 	p.metrics.series.alive = p.workloadAlive
@@ -318,6 +323,7 @@ func (p *Proxy) RemoveSocket(s Socket) bool {
 			w.unlisten(sock)
 			if last {
 				w.set.DropWorkload(sock.Workload)
+				w.dropMirrors(sock.Workload)
 			}
 			done()
 		}) {

@@ -38,7 +38,7 @@ func verdict(r flow.Reason) flow.Verdict {
 	case flow.ReasonNoOriginalDestination, flow.ReasonNoRoute, flow.ReasonNoChain, flow.ReasonMisdirected,
 		flow.ReasonOverLimit, flow.ReasonDraining, flow.ReasonUnsupported, flow.ReasonHeadTooLarge,
 		flow.ReasonDownstreamProtocol, flow.ReasonBackendConnectionLimit, flow.ReasonBackendPendingLimit,
-		flow.ReasonBackendRequestLimit, flow.ReasonRetryBudget:
+		flow.ReasonBackendRequestLimit, flow.ReasonRetryBudget, flow.ReasonMirrorBehind, flow.ReasonMirrorCut:
 		return flow.VerdictDropped
 	}
 	return flow.VerdictError
@@ -53,13 +53,17 @@ func (x *exchange) record() {
 		status = 0
 	}
 	rm := w.metrics.of(x.rule)
-	var dest mesh.Name
-	if x.endpoint != nil {
-		dest = x.endpoint.Workload
+	if x.mirror != nil {
+		w.metrics.mirrors.WithLabelValues(rm.name, x.reason.String()).Inc()
+	} else {
+		var dest mesh.Name
+		if x.endpoint != nil {
+			dest = x.endpoint.Workload
+		}
+		w.countRequest(d, rm, dest, status, x.reason, float64(took)/1e9)
+		w.metrics.bytesIn[d.journey].Add(float64(x.bytesIn))
+		w.metrics.bytesOut[d.journey].Add(float64(x.bytesOut))
 	}
-	w.countRequest(d, rm, dest, status, x.reason, float64(took)/1e9)
-	w.metrics.bytesIn[d.journey].Add(float64(x.bytesIn))
-	w.metrics.bytesOut[d.journey].Add(float64(x.bytesOut))
 	cfg := &w.proxy.cfg
 	if x.reason != flow.ReasonNone {
 		x.traceRefused()
@@ -81,6 +85,7 @@ func (x *exchange) record() {
 	f.http.Proto = x.proto.String()
 	f.http.Status = status
 	f.http.Tries = x.tries
+	f.http.Mirror = x.mirror != nil
 	if x.rule != nil {
 		f.http.Route = rm.name
 		f.http.Rule, f.http.RuleName = x.rule.RuleIndex, x.rule.RuleName

@@ -54,6 +54,8 @@ type worker struct {
 
 	originations map[string]*origination // by cluster
 	securing     map[*securing]struct{}
+	mirrors      []*mirror // under way
+	freeMirrors  []*mirror
 
 	freeH1 []*h1down
 	freeH2 []*h2downStream
@@ -104,6 +106,7 @@ func (w *worker) closeAll() {
 	for s := range w.securing {
 		s.cancel()
 	}
+	w.closeMirrors()
 	w.set.Close()
 	w.pipes.Close()
 }

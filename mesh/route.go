@@ -95,6 +95,8 @@ type Filter struct {
 	ResponseHeaders *HeaderEdit
 	Redirect        *Redirect
 	Rewrite         *Rewrite
+	Mirror          *Mirror
+	CORS            *CORS
 }
 
 // HeaderEdit changes header fields: remove, then set, then add.
@@ -143,13 +145,15 @@ type Timeouts struct {
 	// Request bounds the exchange from the request's last byte in to the
 	// response's last byte out, retries included (GEP-1742).
 	Request time.Duration
-	// Backend bounds each try.
+	// Backend bounds each try, from its begin to the response's last byte.
 	Backend time.Duration
 }
 
-// Retry says which failed tries are repeated (GEP-1731).
+// Retry says which failed tries are repeated (GEP-1731): those that cannot have been
+// acted on, such as a connection that was refused, those that took longer than
+// Timeouts.Backend, and those that ended in silence if the request is idempotent.
 type Retry struct {
-	// Codes are response status codes that are retried; connection failures always are.
+	// Codes are response status codes that are retried too, whatever the method.
 	Codes []int
 	// Attempts is the number of tries beyond the first.
 	Attempts int

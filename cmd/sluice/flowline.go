@@ -48,6 +48,9 @@ func (l *flowLines) append(dst []byte, f *flow.Flow) []byte {
 	}
 	dst = append(dst, ' ')
 	dst = append(dst, l.verdict(f)...)
+	if f.HTTP != nil && f.HTTP.Mirror {
+		dst = append(dst, " mirror"...)
+	}
 	if f.HTTP != nil && f.HTTP.Route != "" {
 		dst = fmt.Appendf(dst, " route %s#%d", printable(f.HTTP.Route), f.HTTP.Rule)
 		if f.HTTP.RuleName != "" {

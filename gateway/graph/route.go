@@ -34,6 +34,8 @@ type Route struct {
 type Backends struct {
 	// Clusters has the cluster of each backendRef of each rule; empty is invalid.
 	Clusters [][]string
+	// Mirrors has the clusters of the RequestMirror filters whose backendRef resolves.
+	Mirrors map[FilterAt]string
 	// ResolvedRefs is the condition to report.
 	ResolvedRefs metav1.Condition
 }
@@ -369,6 +371,17 @@ func (r *Route) resolveBackends(objects Objects, refs [][]gatewayv1.BackendRef, 
 			if reason != "" && b.ResolvedRefs.Status == metav1.ConditionTrue {
 				b.ResolvedRefs = conditions.RouteNotResolved(reason, r.Generation, fmt.Sprintf("rules[%d].backendRefs[%d]: %s", i, j, why))
 			}
+		}
+	}
+	for _, m := range mirrorRefs(r.Object) {
+		cluster, reason, why := r.resolveBackend(objects, &gatewayv1.BackendRef{BackendObjectReference: m.ref}, grants)
+		if reason == "" {
+			if b.Mirrors == nil {
+				b.Mirrors = map[FilterAt]string{}
+			}
+			b.Mirrors[m.at] = cluster
+		} else if b.ResolvedRefs.Status == metav1.ConditionTrue {
+			b.ResolvedRefs = conditions.RouteNotResolved(reason, r.Generation, fmt.Sprintf("%s.requestMirror.backendRef: %s", m.at, why))
 		}
 	}
 	return b

@@ -61,6 +61,7 @@ const (
 	fieldRoute
 	fieldRule
 	fieldRuleName
+	fieldMirror
 	fieldTries
 	fieldTrace
 	fieldQuery
@@ -79,7 +80,7 @@ const (
 var fieldNames = [...]string{
 	"time", "node", "type", "verdict", "reason", "detail", "source", "source_workload", "destination", "destination_workload",
 	"destination_service", "original", "protocol", "ingress", "bytes_in", "bytes_out", "duration_ns", "method", "authority", "path",
-	"proto", "status", "grpc_status", "route", "rule", "rule_name", "tries", "trace_id", "query", "query_type", "rcode", "answer",
+	"proto", "status", "grpc_status", "route", "rule", "rule_name", "mirror", "tries", "trace_id", "query", "query_type", "rcode", "answer",
 	"lost", "lost_source", "path_only", "duration_ms",
 }
 
@@ -386,6 +387,8 @@ func appendHTTP(b []byte, of field, h *flow.HTTP, json bool) ([]byte, bool) {
 		return strconv.AppendInt(b, int64(h.Rule), 10), h.Route != ""
 	case fieldRuleName:
 		return text(h.RuleName)
+	case fieldMirror:
+		return append(b, "true"...), h.Mirror
 	case fieldTries:
 		return strconv.AppendInt(b, int64(h.Tries), 10), h.Tries != 0
 	case fieldTrace:

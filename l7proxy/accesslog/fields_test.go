@@ -20,7 +20,7 @@ func requestHead() *message.Head {
 
 func TestChosenFields(t *testing.T) {
 	f := exchange()
-	f.HTTP.RuleName, f.HTTP.TraceID = "canary", flow.TraceID{0xab, 15: 1}
+	f.HTTP.RuleName, f.HTTP.Mirror, f.HTTP.TraceID = "canary", true, flow.TraceID{0xab, 15: 1}
 	for _, test := range []struct {
 		o    Options
 		want string

@@ -44,16 +44,17 @@ func Editable(name string) bool {
 	return name[0] != ':'
 }
 
-// Request applies the request header edits and rewrites of the rule, then those of
-// the backend (nil: none), in order, to h in place. h.Path is the one that the rule
-// matched. If both rewrite the path, the backend's counts, and replaces what the
-// rule's prefix matched in the path as it came.
-func Request(h *message.Head, rule *mesh.Rule, backend *mesh.WeightedCluster, scratch *Scratch) {
-	path := h.Path
-	request(h, path, rule, rule.Filters, scratch)
-	if backend != nil {
-		request(h, path, rule, backend.Filters, scratch)
-	}
+// Request applies the request header edits and rewrites of the rule, in order, to h
+// in place. h.Path is the one that the rule matched.
+func Request(h *message.Head, rule *mesh.Rule, scratch *Scratch) {
+	request(h, h.Path, rule, rule.Filters, scratch)
+}
+
+// ToBackend applies those of the backend, to h as Request left it. path is the one
+// that the rule matched: if both rewrite the path, the backend's counts, and
+// replaces what the rule's prefix matched in the path as it came.
+func ToBackend(h *message.Head, path []byte, rule *mesh.Rule, backend *mesh.WeightedCluster, scratch *Scratch) {
+	request(h, path, rule, backend.Filters, scratch)
 }
 
 func request(h *message.Head, path []byte, rule *mesh.Rule, filters []mesh.Filter, scratch *Scratch) {
@@ -156,13 +157,14 @@ func add(h *message.Head, v *mesh.HeaderValue, scratch *Scratch) {
 }
 
 // Redirect returns the status and Location that answer the request, or ok false
-// if the rule has no redirect (Gateway API, HTTPRequestRedirectFilter). h.Path is the
+// if filters, which are the rule's or a backend's, have no redirect (Gateway API,
+// HTTPRequestRedirectFilter). h.Path is the
 // one that the rule matched; its query is kept. A request without an authority is
 // redirected within its host, where that is not named.
-func Redirect(rule *mesh.Rule, h *message.Head, origin Origin, scratch *Scratch) (status int, location []byte, ok bool) {
+func Redirect(rule *mesh.Rule, filters []mesh.Filter, h *message.Head, origin Origin, scratch *Scratch) (status int, location []byte, ok bool) {
 	var r *mesh.Redirect
-	for i := range rule.Filters {
-		if r = rule.Filters[i].Redirect; r != nil {
+	for i := range filters {
+		if r = filters[i].Redirect; r != nil {
 			break
 		}
 	}

@@ -64,7 +64,7 @@ func TestReplacePrefix(t *testing.T) {
 			Filters: []mesh.Filter{{Rewrite: &mesh.Rewrite{Path: &mesh.PathEdit{Kind: mesh.PathReplacePrefix, Value: c.replace}}}},
 		}
 		h := head("h", c.path)
-		Request(h, rule, nil, new(Scratch))
+		Request(h, rule, new(Scratch))
 		if string(h.Path) != c.want {
 			t.Errorf("%s with %s → %s is %s, want %s", c.path, c.prefix, c.replace, h.Path, c.want)
 		}
@@ -78,7 +78,7 @@ func TestRewrite(t *testing.T) {
 		Filters: []mesh.Filter{{Rewrite: full}},
 	}
 	h := head("h:80", "/foo/bar?q")
-	Request(h, rule, nil, new(Scratch))
+	Request(h, rule, new(Scratch))
 	if string(h.Authority) != "one.test" || string(h.Path) != "/one?q" {
 		t.Errorf("rewritten to %s%s", h.Authority, h.Path)
 	}
@@ -86,12 +86,12 @@ func TestRewrite(t *testing.T) {
 		Hostname: "two.test", Path: &mesh.PathEdit{Kind: mesh.PathReplacePrefix, Value: "/two"},
 	}}}}
 	h = head("h:80", "/foo/bar?q")
-	Request(h, rule, backend, new(Scratch))
+	both(h, rule, backend, new(Scratch))
 	if string(h.Authority) != "two.test" || string(h.Path) != "/two/bar?q" {
 		t.Errorf("rewritten for the backend to %s%s", h.Authority, h.Path)
 	}
 	h = head("h", "*")
-	Request(h, rule, backend, new(Scratch))
+	both(h, rule, backend, new(Scratch))
 	if string(h.Path) != "*" {
 		t.Errorf("* was rewritten to %s", h.Path)
 	}
@@ -116,7 +116,7 @@ func TestHeaderEdits(t *testing.T) {
 		{ResponseHeaders: &mesh.HeaderEdit{Add: values("x", "2")}},
 	}}
 	h := head("h", "/", "gone", "1", "content-length", "5", "set", "1", "add", "0", "set", "2", "add", "a", "gone", "2", "empty", "", "cookie", "a=b")
-	Request(h, rule, backend, new(Scratch))
+	both(h, rule, backend, new(Scratch))
 	want := "content-length: 5|set: new|add: 0|add: a,b,c|empty: v|cookie: a=b; c=d|brand: new"
 	if got := text(h); got != want {
 		t.Errorf("request has\n%s, want\n%s", got, want)
@@ -170,12 +170,12 @@ func TestRedirect(t *testing.T) {
 			Match:   mesh.Match{PathKind: mesh.MatchPrefix, Path: "/old"},
 			Filters: []mesh.Filter{{RequestHeaders: &mesh.HeaderEdit{}}, {Redirect: &c.redirect}},
 		}
-		status, location, ok := Redirect(rule, head(c.authority, c.path), c.origin, new(Scratch))
+		status, location, ok := Redirect(rule, rule.Filters, head(c.authority, c.path), c.origin, new(Scratch))
 		if !ok || status != 308 || string(location) != c.want {
 			t.Errorf("%+v of %s%s at %v: %d %q, want %q", c.redirect, c.authority, c.path, c.origin, status, location, c.want)
 		}
 	}
-	if _, _, ok := Redirect(&mesh.Rule{}, head("h", "/"), http, new(Scratch)); ok {
+	if _, _, ok := Redirect(&mesh.Rule{}, nil, head("h", "/"), http, new(Scratch)); ok {
 		t.Error("a rule without a redirect redirects")
 	}
 }
@@ -187,7 +187,7 @@ func TestScratchKeepsWhatItGave(t *testing.T) {
 		rule.Filters = append(rule.Filters, mesh.Filter{RequestHeaders: &mesh.HeaderEdit{Add: values("a", "v", "set-cookie", "c")}})
 	}
 	h := head("h", "/")
-	Request(h, rule, nil, new(Scratch))
+	Request(h, rule, new(Scratch))
 	if v, _ := h.Get("a"); string(v) != "v"+strings.Repeat(",v", 199) || len(h.Fields) != 201 {
 		t.Errorf("%d fields, a: %s", len(h.Fields), v)
 	}
@@ -216,8 +216,8 @@ func TestDoesNotAllocate(t *testing.T) {
 	run := func() {
 		s.Reset()
 		h.Fields, h.Path = fields, path
-		Request(h, rule, nil, s)
-		Redirect(rule, h, Origin{"http", 80}, s)
+		Request(h, rule, s)
+		Redirect(rule, rule.Filters, h, Origin{"http", 80}, s)
 	}
 	run()
 	if n := testing.AllocsPerRun(100, run); n != 0 {
@@ -246,9 +246,16 @@ func FuzzRedirect(f *testing.F) {
 		if !ok || rule == nil {
 			return
 		}
-		_, location, _ := Redirect(rule.Rule, head(authority, string(p)), Origin{"http", 80}, new(Scratch))
+		_, location, _ := Redirect(rule.Rule, rule.Filters, head(authority, string(p)), Origin{"http", 80}, new(Scratch))
 		if strings.ContainsAny(string(location), " \r\n\x00#") || strings.HasPrefix(string(location), "//") {
 			t.Fatalf("%q %q becomes %q", authority, path, location)
 		}
 	})
+}
+
+// both applies the edits of the rule and of the backend.
+func both(h *message.Head, rule *mesh.Rule, backend *mesh.WeightedCluster, scratch *Scratch) {
+	path := h.Path
+	Request(h, rule, scratch)
+	ToBackend(h, path, rule, backend, scratch)
 }

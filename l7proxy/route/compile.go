@@ -192,6 +192,17 @@ func filters(in []mesh.Filter, m *mesh.Match) error {
 				err = pathEdit("rewrite.path", r.Path, m)
 			}
 		}
+		if mirror := f.Mirror; mirror != nil && err == nil {
+			set++
+			if mirror.Cluster == "" {
+				err = errors.New("mirror.cluster: empty")
+			} else if mirror.PerMillion > mesh.EveryRequest {
+				err = fmt.Errorf("mirror.perMillion: %d is more than %d", mirror.PerMillion, mesh.EveryRequest)
+			}
+		}
+		if f.CORS != nil && err == nil {
+			set, err = set+1, corsFilter(f.CORS)
+		}
 		if err == nil && set != 1 {
 			err = fmt.Errorf("%d kinds are set, want 1", set)
 		}
@@ -201,6 +212,29 @@ func filters(in []mesh.Filter, m *mesh.Match) error {
 	}
 	if redirect && rewrite {
 		return errors.New("filters: both a redirect and a rewrite")
+	}
+	return nil
+}
+
+func corsFilter(c *mesh.CORS) error {
+	for i, o := range c.AllowOrigins {
+		host, ok := strings.CutPrefix(o, "http://")
+		if !ok {
+			host, ok = strings.CutPrefix(o, "https://")
+		}
+		if o != "*" && (!ok || host == "" || o != strings.ToLower(o)) {
+			return fmt.Errorf("cors.allowOrigins[%d]: %q is not an origin", i, o)
+		}
+	}
+	for _, list := range []struct {
+		name   string
+		values []string
+	}{{"allowMethods", c.AllowMethods}, {"allowHeaders", c.AllowHeaders}, {"exposeHeaders", c.ExposeHeaders}} {
+		for i, v := range list.values {
+			if !isToken(v) {
+				return fmt.Errorf("cors.%s[%d] %q: not a token", list.name, i, v)
+			}
+		}
 	}
 	return nil
 }

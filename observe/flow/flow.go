@@ -99,6 +99,9 @@ type HTTP struct {
 	Tries int `json:"tries,omitempty"`
 	// TraceID is the trace of the request (W3C Trace Context), zero if it has none.
 	TraceID TraceID `json:"trace_id,omitzero"`
+	// Mirror says that this is the copy of a request which a RequestMirror filter made;
+	// nobody got the response.
+	Mirror bool `json:"mirror,omitempty"`
 }
 
 // DNS is a query and its answer.

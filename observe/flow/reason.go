@@ -98,6 +98,12 @@ const (
 	ReasonHealthCheckFailed Reason = 144
 	// ReasonEjected: the endpoint is out for a while because of its answers.
 	ReasonEjected Reason = 145
+
+	// ReasonMirrorBehind: the backend of a RequestMirror took the copy of a request more
+	// slowly than its limit of buffered bytes allows.
+	ReasonMirrorBehind Reason = 160
+	// ReasonMirrorCut: the request that is copied ended before it was complete.
+	ReasonMirrorCut Reason = 161
 )
 
 var reasonTexts = map[Reason]string{
@@ -142,6 +148,8 @@ var reasonTexts = map[Reason]string{
 	ReasonRetryBudget:            "retry-budget",
 	ReasonHealthCheckFailed:      "health-check-failed",
 	ReasonEjected:                "ejected",
+	ReasonMirrorBehind:           "mirror-behind",
+	ReasonMirrorCut:              "mirror-cut",
 }
 
 // Reasons returns every reason with its text, ReasonNone excepted.

@@ -75,7 +75,8 @@ const (
 	hasLostSource
 	hasRuleName // of an HTTP flow only, as is the next
 	hasTrace
-	allBits = 1<<iota - 1
+	hasMirror // the copy of a request
+	allBits   = 1<<iota - 1
 )
 
 // Append appends the record of f to dst. It allocates only if dst must grow or f
@@ -133,6 +134,9 @@ func Append(dst []byte, f *flow.Flow) []byte {
 		if !h.TraceID.IsZero() {
 			bits |= hasTrace
 			dst = append(dst, h.TraceID[:]...)
+		}
+		if h.Mirror {
+			bits |= hasMirror
 		}
 	}
 	binary.LittleEndian.PutUint32(dst[start:], uint32(len(dst)-start-lengthBytes))
@@ -407,7 +411,7 @@ func (d *decoder) flow(f *flow.Flow) {
 	if bits&hasLostSource != 0 {
 		f.LostSource = d.nonempty(maxWord)
 	}
-	if bits&(hasRuleName|hasTrace) != 0 && f.HTTP == nil {
+	if bits&(hasRuleName|hasTrace|hasMirror) != 0 && f.HTTP == nil {
 		d.fail("a part of a request without the request")
 		return
 	}
@@ -419,6 +423,9 @@ func (d *decoder) flow(f *flow.Flow) {
 		if f.HTTP.TraceID.IsZero() {
 			d.fail("a trace that is there and zero")
 		}
+	}
+	if bits&hasMirror != 0 {
+		f.HTTP.Mirror = true
 	}
 }
 

@@ -27,7 +27,7 @@ func flows() map[string]flow.Flow {
 			Source:      flow.Peer{AddrPort: addr("10.77.0.4:41000"), Workload: mesh.Name{Namespace: "shop", Name: "web"}, Labels: map[string]string{"app": "web", "a": ""}},
 			Destination: flow.Peer{AddrPort: addr("[fd77::5]:8080"), Service: mesh.Name{Namespace: "shop", Name: "reviews"}, Labels: map[string]string{"x": "y"}},
 			Original:    addr("10.96.0.12:80"), Ingress: true, BytesIn: 1, BytesOut: math.MaxUint64, Duration: math.MaxInt64,
-			HTTP: &flow.HTTP{Method: "GET", Authority: "reviews", Path: "/r/7?a=b", Proto: "HTTP/1.1", Status: 200, Route: "HTTPRoute/shop/reviews", Rule: 3, RuleName: "canary", Tries: 2, TraceID: flow.TraceID{1, 15: 2}},
+			HTTP: &flow.HTTP{Method: "GET", Authority: "reviews", Path: "/r/7?a=b", Proto: "HTTP/1.1", Status: 200, Route: "HTTPRoute/shop/reviews", Rule: 3, RuleName: "canary", Tries: 2, TraceID: flow.TraceID{1, 15: 2}, Mirror: true},
 		},
 		"grpc": {Time: at, Type: flow.TypeHTTP, Verdict: flow.VerdictError, Reason: flow.ReasonUpstreamReset, Detail: "RST_STREAM",
 			HTTP: &flow.HTTP{Method: "POST", GRPC: "14"}},

@@ -170,30 +170,35 @@ func TestEncodeRefuses(t *testing.T) {
 		return &mesh.VirtualHost{Table: "t", Hostname: "*", Rules: []mesh.Rule{r}}
 	}
 	for field, r := range map[string]mesh.Resource{
-		"Name":                                  &mesh.Workload{Name: mesh.Name{Name: "x"}},
-		"Addresses":                             &mesh.Workload{Name: mesh.Name{Namespace: "a", Name: "x"}, Addresses: []netip.Addr{{}}},
-		"Hostname":                              &mesh.VirtualHost{Table: "t", Hostname: "_"},
-		"Table":                                 &mesh.VirtualHost{Hostname: "*"},
-		"KeyPEM":                                &mesh.Certificate{Name: "a/b", ChainPEM: []byte("x")},
-		"Rules[0].Match.Path":                   host(func(r *mesh.Rule) { r.Match = mesh.Match{PathKind: mesh.MatchRegexp, Path: "("} }),
-		"Rules[0].Match.Headers[0].Name":        host(func(r *mesh.Rule) { r.Match.Headers = []mesh.ValueMatch{{Name: ":path", Kind: mesh.MatchExact}} }),
-		"Rules[0].Timeouts":                     host(func(r *mesh.Rule) { r.Timeouts.Request = -1 }),
-		"Rules[0].Retry.Codes[0]":               host(func(r *mesh.Rule) { r.Retry = &mesh.Retry{Codes: []int{7}} }),
-		"Rules[0].Clusters[0].Cluster":          host(func(r *mesh.Rule) { r.Clusters[0].Cluster = invalidCluster }),
-		"Rules[0].Clusters[0].Filters.Redirect": host(func(r *mesh.Rule) { r.Clusters[0].Filters = []mesh.Filter{{Redirect: &mesh.Redirect{Status: 301}}} }),
-		"Rules[0].Clusters":                     host(func(r *mesh.Rule) { r.Clusters = []mesh.WeightedCluster{{Weight: 1 << 31}, {Weight: 1 << 31}} }),
-		"Rules[0].Filters[1]":                   host(func(r *mesh.Rule) { r.Filters = []mesh.Filter{{Rewrite: &mesh.Rewrite{}}, {Rewrite: &mesh.Rewrite{}}} }),
-		"Rules[0].Filters[0]":                   host(func(r *mesh.Rule) { r.Filters = []mesh.Filter{{}} }),
-		"Rules[0].Filters.Redirect.Status":      host(func(r *mesh.Rule) { r.Filters = []mesh.Filter{{Redirect: &mesh.Redirect{Status: 200}}} }),
-		"Rules[0].Route.Name":                   host(func(r *mesh.Rule) { r.Route.Name = "a/b" }),
-		"Rules[0].Match.PathKind":               host(func(r *mesh.Rule) { r.Match.PathKind = 9 }),
-		"Ports[0].Protocol":                     &mesh.Service{Name: mesh.Name{Namespace: "a", Name: "b"}, Ports: []mesh.ServicePort{{Protocol: 1}}},
-		"Ports[0].Steered":                      &mesh.Service{Name: mesh.Name{Namespace: "a", Name: "b"}, Ports: []mesh.ServicePort{{Protocol: mesh.ProtocolUDP, Steered: true}}},
-		"Chains[0].Default[0].Filters":          &mesh.Listener{Name: "service/a/b/1", Type: mesh.ListenerService, Parent: mesh.Name{Namespace: "a", Name: "b"}, Port: 1, Chains: []mesh.Chain{{Default: []mesh.WeightedCluster{{Cluster: "a/b/1", Weight: 1, Filters: []mesh.Filter{{}}}}}}},
-		"AppProtocol":                           &mesh.Cluster{Name: "a/b/1", Service: mesh.Name{Namespace: "a", Name: "b"}, Port: 1, Protocol: "smtp"},
-		"Rules[0].Filters.Rewrite.Path.Kind":    host(func(r *mesh.Rule) { r.Filters = []mesh.Filter{{Rewrite: &mesh.Rewrite{Path: &mesh.PathEdit{}}}} }),
-		"Endpoints[0].AddrPort":                 &mesh.ClusterEndpoints{Cluster: "a/b/1", Endpoints: []mesh.Endpoint{{}}},
-		"Rules[0].Clusters[0].Filters[0]":       host(func(r *mesh.Rule) { r.Clusters = []mesh.WeightedCluster{{Weight: 2, Filters: []mesh.Filter{{}}}} }),
+		"Name":                           &mesh.Workload{Name: mesh.Name{Name: "x"}},
+		"Addresses":                      &mesh.Workload{Name: mesh.Name{Namespace: "a", Name: "x"}, Addresses: []netip.Addr{{}}},
+		"Hostname":                       &mesh.VirtualHost{Table: "t", Hostname: "_"},
+		"Table":                          &mesh.VirtualHost{Hostname: "*"},
+		"KeyPEM":                         &mesh.Certificate{Name: "a/b", ChainPEM: []byte("x")},
+		"Rules[0].Match.Path":            host(func(r *mesh.Rule) { r.Match = mesh.Match{PathKind: mesh.MatchRegexp, Path: "("} }),
+		"Rules[0].Match.Headers[0].Name": host(func(r *mesh.Rule) { r.Match.Headers = []mesh.ValueMatch{{Name: ":path", Kind: mesh.MatchExact}} }),
+		"Rules[0].Timeouts":              host(func(r *mesh.Rule) { r.Timeouts.Request = -1 }),
+		"Rules[0].Retry.Codes[0]":        host(func(r *mesh.Rule) { r.Retry = &mesh.Retry{Codes: []int{7}} }),
+		"Rules[0].Clusters[0].Cluster":   host(func(r *mesh.Rule) { r.Clusters[0].Cluster = invalidCluster }),
+		"Rules[0].Clusters[0].Filters.Redirect.Status": host(func(r *mesh.Rule) { r.Clusters[0].Filters = []mesh.Filter{{Redirect: &mesh.Redirect{Status: 200}}} }),
+		"Rules[0].Filters.Mirror[0].PerMillion": host(func(r *mesh.Rule) {
+			r.Filters = []mesh.Filter{{Mirror: &mesh.Mirror{Cluster: "a/b/1", PerMillion: 1000001}}}
+		}),
+		"Rules[0].Clusters[0].Filters.Mirror[0].Cluster": host(func(r *mesh.Rule) { r.Clusters[0].Filters = []mesh.Filter{{Mirror: &mesh.Mirror{}}} }),
+		"Rules[0].Filters.CORS.AllowOrigins[0]":          host(func(r *mesh.Rule) { r.Filters = []mesh.Filter{{CORS: &mesh.CORS{AllowOrigins: []string{"ftp://a"}}}} }),
+		"Rules[0].Clusters":                              host(func(r *mesh.Rule) { r.Clusters = []mesh.WeightedCluster{{Weight: 1 << 31}, {Weight: 1 << 31}} }),
+		"Rules[0].Filters[1]":                            host(func(r *mesh.Rule) { r.Filters = []mesh.Filter{{Rewrite: &mesh.Rewrite{}}, {Rewrite: &mesh.Rewrite{}}} }),
+		"Rules[0].Filters[0]":                            host(func(r *mesh.Rule) { r.Filters = []mesh.Filter{{}} }),
+		"Rules[0].Filters.Redirect.Status":               host(func(r *mesh.Rule) { r.Filters = []mesh.Filter{{Redirect: &mesh.Redirect{Status: 200}}} }),
+		"Rules[0].Route.Name":                            host(func(r *mesh.Rule) { r.Route.Name = "a/b" }),
+		"Rules[0].Match.PathKind":                        host(func(r *mesh.Rule) { r.Match.PathKind = 9 }),
+		"Ports[0].Protocol":                              &mesh.Service{Name: mesh.Name{Namespace: "a", Name: "b"}, Ports: []mesh.ServicePort{{Protocol: 1}}},
+		"Ports[0].Steered":                               &mesh.Service{Name: mesh.Name{Namespace: "a", Name: "b"}, Ports: []mesh.ServicePort{{Protocol: mesh.ProtocolUDP, Steered: true}}},
+		"Chains[0].Default[0].Filters":                   &mesh.Listener{Name: "service/a/b/1", Type: mesh.ListenerService, Parent: mesh.Name{Namespace: "a", Name: "b"}, Port: 1, Chains: []mesh.Chain{{Default: []mesh.WeightedCluster{{Cluster: "a/b/1", Weight: 1, Filters: []mesh.Filter{{}}}}}}},
+		"AppProtocol":                                    &mesh.Cluster{Name: "a/b/1", Service: mesh.Name{Namespace: "a", Name: "b"}, Port: 1, Protocol: "smtp"},
+		"Rules[0].Filters.Rewrite.Path.Kind":             host(func(r *mesh.Rule) { r.Filters = []mesh.Filter{{Rewrite: &mesh.Rewrite{Path: &mesh.PathEdit{}}}} }),
+		"Endpoints[0].AddrPort":                          &mesh.ClusterEndpoints{Cluster: "a/b/1", Endpoints: []mesh.Endpoint{{}}},
+		"Rules[0].Clusters[0].Filters[0]":                host(func(r *mesh.Rule) { r.Clusters = []mesh.WeightedCluster{{Weight: 2, Filters: []mesh.Filter{{}}}} }),
 	} {
 		_, err := Encode(r)
 		var e *Error
@@ -331,7 +336,7 @@ func TestDecodeRefuses(t *testing.T) {
 		}},
 		{"routes[0].metadata", func() (mesh.Resource, proto.Message) {
 			return host(func(r *routev3.Route) {
-				r.Metadata = metadata(map[string]*structpb.Value{keyFilters: textList([]string{"mirror"})})
+				r.Metadata = metadata(map[string]*structpb.Value{keyFilters: textList([]string{"mirrors"})})
 			})
 		}},
 		{"filter_chains[0].use_proxy_proto", func() (mesh.Resource, proto.Message) {

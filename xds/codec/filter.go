@@ -21,15 +21,19 @@ const (
 	filterResponse = "response-headers"
 	filterRedirect = "redirect"
 	filterRewrite  = "rewrite"
+	filterMirror   = "mirror"
+	filterCORS     = "cors"
 )
 
-// filterSet is a list of filters by kind. The Gateway API allows each kind once
-// in a list.
+// filterSet is a list of filters by kind. The Gateway API allows each kind but
+// mirrors once in a list.
 type filterSet struct {
 	request  *mesh.HeaderEdit
 	response *mesh.HeaderEdit
 	redirect *mesh.Redirect
 	rewrite  *mesh.Rewrite
+	mirrors  []*mesh.Mirror
+	cors     *mesh.CORS
 	order    []string // of the list; unset while decoding
 }
 
@@ -54,22 +58,28 @@ func splitFilters(filters []mesh.Filter) (*filterSet, error) {
 			s.rewrite = f.Rewrite
 			s.order = append(s.order, filterRewrite)
 		}
+		if f.Mirror != nil {
+			s.mirrors = append(s.mirrors, f.Mirror)
+			s.order = append(s.order, filterMirror)
+		}
+		if f.CORS != nil {
+			s.cors = f.CORS
+			s.order = append(s.order, filterCORS)
+		}
 		if len(s.order) != n+1 {
 			return nil, at(fmt.Sprintf("[%d]", i), "%d kinds set, want one", len(s.order)-n)
 		}
-		if slices.Contains(s.order[:n], s.order[n]) {
+		if s.order[n] != filterMirror && slices.Contains(s.order[:n], s.order[n]) {
 			return nil, at(fmt.Sprintf("[%d]", i), "a second %s", s.order[n])
 		}
 	}
 	return s, nil
 }
 
-// drop forgets a kind.
-func (s *filterSet) drop(kind string) {
-	if kind == filterRewrite {
-		s.rewrite = nil
-	}
-	s.order = slices.DeleteFunc(s.order, func(k string) bool { return k == kind })
+// dropForwarding forgets what concerns requests that are forwarded only.
+func (s *filterSet) dropForwarding() {
+	s.rewrite, s.mirrors = nil, nil
+	s.order = slices.DeleteFunc(s.order, func(k string) bool { return k == filterRewrite || k == filterMirror })
 }
 
 // told returns the order that Envoy's fields tell: an edit of nothing leaves none.
@@ -87,6 +97,12 @@ func (s *filterSet) told() []string {
 	if s.rewrite != nil && *s.rewrite != (mesh.Rewrite{}) {
 		order = append(order, filterRewrite)
 	}
+	for range s.mirrors {
+		order = append(order, filterMirror)
+	}
+	if s.cors != nil {
+		order = append(order, filterCORS)
+	}
 	return order
 }
 
@@ -99,6 +115,7 @@ func (s *filterSet) join(fields map[string]*structpb.Value) ([]mesh.Filter, erro
 		order = texts(v)
 	}
 	var out []mesh.Filter
+	mirrors := s.mirrors
 	for _, kind := range order {
 		var f mesh.Filter
 		switch kind {
@@ -110,6 +127,13 @@ func (s *filterSet) join(fields map[string]*structpb.Value) ([]mesh.Filter, erro
 			f.Redirect = s.redirect
 		case filterRewrite:
 			f.Rewrite = orNew(s.rewrite)
+		case filterMirror:
+			if len(mirrors) == 0 {
+				return nil, at("metadata", "more mirrors in the order of filters than there are")
+			}
+			f.Mirror, mirrors = mirrors[0], mirrors[1:]
+		case filterCORS:
+			f.CORS = orNew(s.cors)
 		default:
 			return nil, at("metadata", "filter %q is not known", kind)
 		}

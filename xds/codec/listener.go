@@ -11,6 +11,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	inspecthttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
 	inspecttlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
@@ -169,6 +170,10 @@ func encodeChain(listener string, c *mesh.Chain) ([]*listenerv3.FilterChain, err
 	if err != nil {
 		return nil, err
 	}
+	cors, err := pack(new(corsv3.Cors))
+	if err != nil {
+		return nil, err
+	}
 	manager := &hcmv3.HttpConnectionManager{
 		StatPrefix: listener,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
@@ -176,6 +181,10 @@ func encodeChain(listener string, c *mesh.Chain) ([]*listenerv3.FilterChain, err
 			RouteConfigName: c.RouteTable,
 		}},
 		HttpFilters: []*hcmv3.HttpFilter{{
+			// Acts where a route has a policy.
+			Name:       nameCORS,
+			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: cors},
+		}, {
 			Name:       nameRouter,
 			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: router},
 		}},

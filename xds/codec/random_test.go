@@ -366,16 +366,7 @@ func (r random) rule() mesh.Rule {
 	switch r.IntN(5) {
 	case 0:
 		rule.Filters = r.filters(true, false)
-		f := mesh.Filter{Redirect: &mesh.Redirect{Status: []int{301, 302, 303, 307, 308}[r.IntN(5)], Path: r.pathEdit()}}
-		if r.chance(50) {
-			f.Redirect.Scheme = "https"
-		}
-		if r.chance(50) {
-			f.Redirect.Hostname = r.label()
-		}
-		if r.chance(50) {
-			f.Redirect.Port = r.port()
-		}
+		f := mesh.Filter{Redirect: r.redirect()}
 		rule.Filters = append(rule.Filters, f)
 		r.Shuffle(len(rule.Filters), func(i, j int) { rule.Filters[i], rule.Filters[j] = rule.Filters[j], rule.Filters[i] })
 	case 1:
@@ -384,6 +375,9 @@ func (r random) rule() mesh.Rule {
 		rule.Filters = r.filters(true, true)
 		for range 1 + r.IntN(3) {
 			c := mesh.WeightedCluster{Cluster: r.clusterName(), Weight: r.Uint32N(4), Filters: r.filters(r.chance(30), r.chance(30))}
+			if r.chance(20) {
+				c.Filters = append(r.filters(true, false), mesh.Filter{Redirect: r.redirect()})
+			}
 			if r.chance(20) {
 				c.Cluster = ""
 			}
@@ -448,8 +442,50 @@ func (r random) edit() *mesh.HeaderEdit {
 	return &mesh.HeaderEdit{Set: many(r, 2, value), Add: many(r, 2, value), Remove: many(r, 2, r.label)}
 }
 
+func (r random) cors() *mesh.CORS {
+	origin := func() string {
+		return []string{"https://", "http://"}[r.IntN(2)] + []string{"", "*."}[r.IntN(2)] + r.label() + ".example" + []string{"", ":8080"}[r.IntN(2)]
+	}
+	c := &mesh.CORS{
+		AllowOrigins: many(r, 3, origin), AllowMethods: many(r, 3, r.label), AllowHeaders: many(r, 3, r.label), ExposeHeaders: many(r, 3, r.label),
+		AllowCredentials: r.chance(50), MaxAge: r.Uint32N(10000),
+	}
+	if r.chance(20) {
+		c.AllowOrigins = []string{"*"}
+	}
+	return c
+}
+
+func (r random) redirect() *mesh.Redirect {
+	out := &mesh.Redirect{Status: []int{301, 302, 303, 307, 308}[r.IntN(5)], Path: r.pathEdit()}
+	if r.chance(50) {
+		out.Scheme = "https"
+	}
+	if r.chance(50) {
+		out.Hostname = r.label()
+	}
+	if r.chance(50) {
+		out.Port = r.port()
+	}
+	return out
+}
+
+func (r random) mirror() *mesh.Mirror {
+	m := &mesh.Mirror{Cluster: r.clusterName(), PerMillion: mesh.EveryRequest}
+	if r.chance(50) {
+		m.PerMillion = r.Uint32N(mesh.EveryRequest)
+	}
+	return m
+}
+
 func (r random) filters(headers, rewrite bool) []mesh.Filter {
 	var out []mesh.Filter
+	if headers && r.chance(30) {
+		out = append(out, mesh.Filter{CORS: r.cors()})
+	}
+	for rewrite && r.chance(30) {
+		out = append(out, mesh.Filter{Mirror: r.mirror()})
+	}
 	if headers && r.chance(50) {
 		out = append(out, mesh.Filter{RequestHeaders: r.edit()})
 	}

@@ -29,6 +29,10 @@ const (
 	keyReplacePrefix = "replace_prefix"
 	// keyReplaceFull is the full path replacement of a backend; Envoy has none.
 	keyReplaceFull = "replace_full"
+	// keyMirrors and keyRedirect are the mirrors and the redirect of a backend; Envoy
+	// has them for whole routes only.
+	keyMirrors  = "mirrors"
+	keyRedirect = "redirect"
 	// keyBackends has one Struct for each weighted cluster, with the keys above.
 	keyBackends = "backends"
 )
@@ -161,14 +165,14 @@ func encodeRule(r *mesh.Rule) (*routev3.Route, error) {
 	prefix := matchedPrefix(&r.Match)
 	switch {
 	case filters.redirect != nil:
-		filters.drop(filterRewrite)
+		filters.dropForwarding()
 		redirect, err := encodeRedirect(filters.redirect, prefix, fields)
 		if err != nil {
 			return nil, below("Filters.Redirect", err)
 		}
 		m.Action = &routev3.Route_Redirect{Redirect: redirect}
 	case len(clusters) == 0:
-		filters.drop(filterRewrite)
+		filters.dropForwarding()
 		m.Action = &routev3.Route_DirectResponse{
 			DirectResponse: &routev3.DirectResponseAction{Status: http.StatusInternalServerError},
 		}
@@ -181,6 +185,9 @@ func encodeRule(r *mesh.Rule) (*routev3.Route, error) {
 	}
 	m.RequestHeadersToAdd, m.RequestHeadersToRemove = encodeEdit(filters.request)
 	m.ResponseHeadersToAdd, m.ResponseHeadersToRemove = encodeEdit(filters.response)
+	if m.TypedPerFilterConfig, err = encodeCORS(filters.cors); err != nil {
+		return nil, below("Filters.CORS", err)
+	}
 	if !filters.canonical() {
 		fields[keyFilters] = textList(filters.order)
 	}
@@ -234,6 +241,9 @@ func decodeRule(m *routev3.Route) (mesh.Rule, error) {
 	filters := filterSet{
 		request:  decodeEdit(m.GetRequestHeadersToAdd(), m.GetRequestHeadersToRemove()),
 		response: decodeEdit(m.GetResponseHeadersToAdd(), m.GetResponseHeadersToRemove()),
+	}
+	if filters.cors, err = decodeCORS(m.GetTypedPerFilterConfig()); err != nil {
+		return r, below("typed_per_filter_config", err)
 	}
 	switch {
 	case m.GetRedirect() != nil:
@@ -402,6 +412,9 @@ func encodeAction(r *mesh.Rule, clusters []mesh.WeightedCluster, filters *filter
 		return nil, below("Retry", err)
 	}
 	m.RetryPolicy = retry
+	if m.RequestMirrorPolicies, err = encodeMirrors(filters.mirrors); err != nil {
+		return nil, err
+	}
 	if w := filters.rewrite; w != nil {
 		if w.Hostname != "" {
 			m.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: w.Hostname}
@@ -425,7 +438,7 @@ func encodeAction(r *mesh.Rule, clusters []mesh.WeightedCluster, filters *filter
 	backends := make([]*structpb.Value, len(clusters))
 	more := false
 	for i := range clusters {
-		w, extra, err := encodeBackend(&clusters[i])
+		w, extra, err := encodeBackend(&clusters[i], prefix)
 		if err != nil {
 			return nil, below(fmt.Sprintf("Clusters[%d]", i), err)
 		}
@@ -443,13 +456,10 @@ func encodeAction(r *mesh.Rule, clusters []mesh.WeightedCluster, filters *filter
 	return m, nil
 }
 
-func encodeBackend(c *mesh.WeightedCluster) (*routev3.WeightedCluster_ClusterWeight, map[string]*structpb.Value, error) {
+func encodeBackend(c *mesh.WeightedCluster, prefix string) (*routev3.WeightedCluster_ClusterWeight, map[string]*structpb.Value, error) {
 	filters, err := splitFilters(c.Filters)
 	if err != nil {
 		return nil, nil, below("Filters", err)
-	}
-	if filters.redirect != nil {
-		return nil, nil, at("Filters.Redirect", "a backend cannot redirect")
 	}
 	w := &routev3.WeightedCluster_ClusterWeight{Name: c.Cluster, Weight: wrapperspb.UInt32(c.Weight)}
 	if w.Name == "" {
@@ -457,7 +467,18 @@ func encodeBackend(c *mesh.WeightedCluster) (*routev3.WeightedCluster_ClusterWei
 	}
 	w.RequestHeadersToAdd, w.RequestHeadersToRemove = encodeEdit(filters.request)
 	w.ResponseHeadersToAdd, w.ResponseHeadersToRemove = encodeEdit(filters.response)
+	if w.TypedPerFilterConfig, err = encodeCORS(filters.cors); err != nil {
+		return nil, nil, below("Filters.CORS", err)
+	}
 	extra := map[string]*structpb.Value{}
+	if err := encodeBackendMirrors(filters.mirrors, extra); err != nil {
+		return nil, nil, err
+	}
+	if filters.redirect != nil {
+		if err := encodeBackendRedirect(filters.redirect, prefix, extra); err != nil {
+			return nil, nil, err
+		}
+	}
 	if r := filters.rewrite; r != nil {
 		if r.Hostname != "" {
 			w.HostRewriteSpecifier = &routev3.WeightedCluster_ClusterWeight_HostRewriteLiteral{HostRewriteLiteral: r.Hostname}
@@ -490,6 +511,7 @@ func decodeAction(m *routev3.RouteAction, r *mesh.Rule, filters *filterSet, fiel
 	if err := decodeRetry(m.GetRetryPolicy(), r); err != nil {
 		return below("retry_policy", err)
 	}
+	filters.mirrors = decodeMirrors(m.GetRequestMirrorPolicies())
 	rewrite := mesh.Rewrite{Hostname: m.GetHostRewriteLiteral()}
 	if v := fields[keyReplacePrefix]; v != nil {
 		rewrite.Path = &mesh.PathEdit{Kind: mesh.PathReplacePrefix, Value: v.GetStringValue()}
@@ -535,6 +557,11 @@ func decodeBackend(m *routev3.WeightedCluster_ClusterWeight, extra map[string]*s
 	filters := filterSet{
 		request:  decodeEdit(m.GetRequestHeadersToAdd(), m.GetRequestHeadersToRemove()),
 		response: decodeEdit(m.GetResponseHeadersToAdd(), m.GetResponseHeadersToRemove()),
+		mirrors:  decodeBackendMirrors(extra), redirect: decodeBackendRedirect(extra),
+	}
+	var err error
+	if filters.cors, err = decodeCORS(m.GetTypedPerFilterConfig()); err != nil {
+		return c, below("typed_per_filter_config", err)
 	}
 	rewrite := mesh.Rewrite{Hostname: m.GetHostRewriteLiteral()}
 	if v := extra[keyReplaceFull]; v != nil {
@@ -545,7 +572,6 @@ func decodeBackend(m *routev3.WeightedCluster_ClusterWeight, extra map[string]*s
 	if rewrite != (mesh.Rewrite{}) {
 		filters.rewrite = &rewrite
 	}
-	var err error
 	c.Filters, err = filters.join(extra)
 	return c, err
 }
