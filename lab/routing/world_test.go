@@ -79,6 +79,7 @@ type world struct {
 	flows   []flow.Flow
 	more    chan struct{}
 	seen    chan seen // requests that servers got
+	others  []seen    // of those, what nobody asked for yet
 }
 
 // seen is a request as a server got it, and the body of its answer.
@@ -183,11 +184,15 @@ func (w *world) server(name string) seen {
 	w.t.Helper()
 	deadline := time.After(patience)
 	for {
-		select {
-		case s := <-w.seen:
+		for i, s := range w.others {
 			if s.Server == name {
+				w.others = slices.Delete(w.others, i, i+1)
 				return s
 			}
+		}
+		select {
+		case s := <-w.seen:
+			w.others = append(w.others, s)
 		case <-deadline:
 			w.t.Fatalf("%s got no request", name)
 		}
