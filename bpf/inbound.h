@@ -3,7 +3,8 @@
  * Choosing the listening socket of a new connection: in a workload's namespace for what arrives
  * from outside, in the node's for Gateways' addresses.
  *
- * Fails closed: when the listener is gone, nobody else gets the connection.
+ * Fails closed: when the listener is gone, nobody else gets the connection, unless it is a
+ * workload's that wants to be seen only: then the workload gets it.
  */
 #pragma once
 
@@ -34,7 +35,8 @@ static __always_inline void lookup_remote(union addr *a, struct bpf_sk_lookup *c
 	a->word[3] = ctx_load(ctx, remote_ip6[3]);
 }
 
-static __always_inline int listener_gone(const struct tuple *t, __u8 protocol, enum hook hook)
+static __always_inline int nobody_takes(const struct tuple *t, __u8 protocol, enum hook hook,
+					enum reason reason)
 {
 	struct event e = {};
 	__u32 *index;
@@ -49,12 +51,12 @@ static __always_inline int listener_gone(const struct tuple *t, __u8 protocol, e
 	index = bpf_map_lookup_elem(&addresses, &e.source);
 	if (index)
 		e.workload = *index;
-	drop(&e, REASON_LISTENER_CLOSED);
+	drop(&e, reason);
 	return SK_DROP;
 }
 
-/* assign - hand the connection to the socket in the slot of a SOCKMAP. */
-#define assign(ctx, sockets, index, tuple, protocol, hook)                                   \
+/* assign - hand the connection to the socket in the slot of a SOCKMAP; zero if it took it. */
+#define assign(ctx, sockets, index)                                                          \
 	({                                                                                   \
 		__u32 slot_ = (index);                                                       \
 		struct bpf_sock *sk_ = bpf_map_lookup_elem(&(sockets), &slot_);              \
@@ -64,13 +66,14 @@ static __always_inline int listener_gone(const struct tuple *t, __u8 protocol, e
 			error_ = bpf_sk_assign(ctx, sk_, 0);                                 \
 			bpf_sk_release(sk_);                                                 \
 		}                                                                            \
-		error_ ? listener_gone(tuple, protocol, hook) : SK_PASS;                \
+		error_;                                                                      \
 	})
 
 SEC("sk_lookup") int inbound_pod(struct bpf_sk_lookup *ctx)
 {
 	struct frontend f = {};
 	struct tuple t = {}, mirror = {};
+	enum reason reason;
 	__u32 *index;
 
 	if (ctx_load(ctx, protocol) != IPPROTO_TCP)
@@ -92,7 +95,16 @@ SEC("sk_lookup") int inbound_pod(struct bpf_sk_lookup *ctx)
 	mirror.remote_port = t.local_port;
 	if (bpf_map_lookup_elem(&own_tuples, &mirror))
 		return SK_PASS;
-	return assign(ctx, inbound_sockets, *index, &t, IPPROTO_TCP, HOOK_INBOUND);
+	/* Processes hold the listener that do not accept from it. */
+	if (!proxy_serves())
+		reason = REASON_PROXY_UNAVAILABLE;
+	else if (assign(ctx, inbound_sockets, *index & ~INBOUND_REQUIRED) != 0)
+		reason = REASON_LISTENER_CLOSED;
+	else
+		return SK_PASS;
+	if (*index & INBOUND_REQUIRED)
+		return nobody_takes(&t, IPPROTO_TCP, HOOK_INBOUND, reason);
+	return SK_PASS;
 }
 
 SEC("sk_lookup") int inbound_node(struct bpf_sk_lookup *ctx)
@@ -111,5 +123,7 @@ SEC("sk_lookup") int inbound_node(struct bpf_sk_lookup *ctx)
 	t.local_port = f.port;
 	lookup_remote(&t.remote, ctx);
 	t.remote_port = ctx->remote_port;
-	return assign(ctx, gateway_sockets, *index, &t, f.protocol, HOOK_GATEWAY);
+	if (assign(ctx, gateway_sockets, *index) != 0)
+		return nobody_takes(&t, f.protocol, HOOK_GATEWAY, REASON_LISTENER_CLOSED);
+	return SK_PASS;
 }

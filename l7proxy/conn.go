@@ -6,6 +6,7 @@ import (
 
 	"github.com/sluice-mesh/sluice/l7proxy/detect"
 	"github.com/sluice-mesh/sluice/l7proxy/loop"
+	"github.com/sluice-mesh/sluice/l7proxy/upstream"
 	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/observe/flow"
 )
@@ -60,6 +61,7 @@ type downConn struct {
 	checked      uint64
 	port         *mesh.ServicePort // outbound; nil without a listener of its own
 	portSource   *mesh.Service
+	cluster      *upstream.Cluster // inbound HTTP
 
 	opened    int64
 	exchanges uint64
@@ -278,6 +280,7 @@ func (d *downConn) close() {
 	d.shaken()
 	d.w.loop.DropTimer(&d.timer)
 	d.wire.close()
+	d.leaveInbound()
 	d.w.removeConn(d)
 }
 

@@ -173,6 +173,10 @@ func (x *exchange) decide() {
 		x.refuse(501, flow.ReasonUnsupported)
 		return
 	}
+	if x.d.journey == SocketInbound {
+		x.inbound()
+		return
+	}
 	if x.rule == nil {
 		if !x.match() {
 			return

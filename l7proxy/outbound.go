@@ -54,6 +54,10 @@ func (d *downConn) outboundConfigured() {
 }
 
 func (d *downConn) outboundDetected(kind detect.Kind) {
+	if d.journey == SocketInbound {
+		d.inboundDetected(kind)
+		return
+	}
 	switch kind {
 	case detect.HTTP1:
 		d.speakHTTP1()

@@ -43,7 +43,7 @@ func (d *downConn) startTunnel() {
 	d.mode = modeTunnel
 	t := &tunnel{d: d}
 	d.tunnel = t
-	d.alone = d.in == nil && d.journey == SocketOutbound && d.port != nil && d.port.AppProtocol == mesh.AppProtocolUnknown && d.routed()
+	d.alone = d.in == nil && (d.journey == SocketInbound || d.journey == SocketOutbound && d.port != nil && d.port.AppProtocol == mesh.AppProtocolUnknown && d.routed())
 	d.after(int64(d.w.limits.TCPIdleTimeout))
 	t.choose()
 }
@@ -128,6 +128,9 @@ func (t *tunnel) connect(e *upstream.Endpoint) {
 	e.Active++
 	t.counted = true
 	t.dial = &upstream.Dial{Done: t.dialed}
+	if t.d.journey == SocketInbound {
+		t.dial.Source = t.d.peer.Addr().Unmap() // the server sees its client
+	}
 	t.d.w.dialer.Start(t.d.workload, e.AddrPort, t.dial)
 }
 

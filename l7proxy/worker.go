@@ -356,7 +356,7 @@ func (w *worker) dialPool(pool *upstream.Pool) {
 		pool.Connecting++
 		w.metrics.connects.Inc()
 		p := &poolDial{w: w, pool: pool, release: release}
-		p.Done = p.done
+		p.Done, p.Source = p.done, pool.Endpoint.Source
 		w.dialer.Start(pool.Workload, pool.Endpoint.AddrPort, &p.Dial)
 	}
 }

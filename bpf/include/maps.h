@@ -156,7 +156,10 @@ struct {
 	__type(value, __u64);
 } gateway_sockets SEC(".maps");
 
-/* A workload's own address and port -> index into inbound_sockets. Written by steer. Pinned. */
+/*
+ * A workload's own address and port -> index into inbound_sockets, perhaps with INBOUND_REQUIRED.
+ * Written by steer. Pinned.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);

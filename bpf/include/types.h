@@ -204,6 +204,9 @@ struct tuple {
 	__be16 remote_port;
 };
 
+/* In a value of inbound: nobody but the node proxy gets the connections. */
+#define INBOUND_REQUIRED (1U << 31)
+
 /* A workload's veth pair, by the number of the node's end. */
 struct interface {
 	__u64 told; /* ktime of its last event */

@@ -384,11 +384,31 @@ func (h workloadHooks) OnAdd(_ context.Context, s *workload.Sandbox) error {
 	if err := h.steer.Enrol(w); err != nil {
 		return errors.Join(err, h.forward.Remove(s.Index, s.NetnsCookie))
 	}
+	if err := h.serve(s); err != nil {
+		h.OnRemove(s)
+		return err
+	}
+	return nil
+}
+
+// serve hands the workload and its sockets to the proxy, those for inbound connections
+// only if the workload wants it.
+func (h workloadHooks) serve(s *workload.Sandbox) error {
+	inbound, err := s.Spec.Inbound()
+	if err != nil {
+		return err
+	}
 	h.names.add(s)
 	h.handoff.AddWorkload(handoff.Workload{Index: s.Index, Name: s.Spec.Name, Netns: filepath.Base(s.NetnsPath)})
 	for _, sock := range s.ListenerFDs() {
 		if sock.Purpose == workload.PurposeInbound {
-			continue // nothing steers inbound connections yet
+			if len(inbound.Ports) > 0 {
+				h.handoff.AddSocket(handoffSocket(s, sock), sock.FD)
+			}
+			if err := h.capture(s, sock, inbound); err != nil {
+				return err
+			}
+			continue
 		}
 		if err := h.steer.Guard(sock.Protocol, sock.FD); err != nil {
 			return err
@@ -396,6 +416,30 @@ func (h workloadHooks) OnAdd(_ context.Context, s *workload.Sandbox) error {
 		h.handoff.AddSocket(handoffSocket(s, sock), sock.FD)
 	}
 	return nil
+}
+
+// capture has connections to the workload's ports taken by the socket, those of the
+// socket's family.
+func (h workloadHooks) capture(s *workload.Sandbox, sock workload.Socket, inbound workload.Inbound) error {
+	if len(inbound.Ports) == 0 {
+		return nil
+	}
+	ns, err := netns.Open(s.NetnsPath)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	for _, addr := range s.Addresses {
+		for _, port := range inbound.Ports {
+			if addr.Is4() != sock.AddrPort.Addr().Is4() {
+				continue
+			}
+			if err := h.steer.SetInbound(netip.AddrPortFrom(addr, port), sock.FD, inbound.Required); err != nil {
+				return err
+			}
+		}
+	}
+	return h.steer.AttachPod(s.Index, ns.FD())
 }
 
 func (h workloadHooks) OnRemove(s *workload.Sandbox) {

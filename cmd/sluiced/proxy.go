@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-mesh/sluice/admin"
+	"github.com/sluice-mesh/sluice/dataplane/workload"
 	"github.com/sluice-mesh/sluice/l7proxy/sockets"
 )
 
@@ -103,7 +104,7 @@ func runProxy(ctx context.Context, s *settings) error {
 	for _, f := range cmd.ExtraFiles {
 		f.Close()
 	}
-	if err := keepOnly(unix.CAP_SYS_ADMIN, unix.CAP_KILL); err != nil {
+	if err := keepOnly(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_KILL); err != nil {
 		return fmt.Errorf("give up capabilities: %w", err)
 	}
 	adminListener.SetUnlinkOnClose(false)
@@ -123,7 +124,7 @@ func runProxy(ctx context.Context, s *settings) error {
 	var g errgroup.Group
 	g.Go(func() error {
 		defer cmd.Process.Kill()
-		return (&sockets.Maker{NetnsDir: s.netnsDir(), Logger: logger}).Run(conn.(*net.UnixConn))
+		return (&sockets.Maker{NetnsDir: s.netnsDir(), Mark: workload.InboundMark, Logger: logger}).Run(conn.(*net.UnixConn))
 	})
 	stop := context.AfterFunc(ctx, func() {
 		// An error says that it has ended.

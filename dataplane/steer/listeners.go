@@ -10,18 +10,22 @@ import (
 	"github.com/sluice-mesh/sluice/bpf"
 )
 
+// inboundRequired is INBOUND_REQUIRED of bpf/include/types.h.
+const inboundRequired = uint32(1) << 31
+
 // listeners is a map of frontends to slots, with the SOCKMAP that they index.
 type listeners struct {
 	frontends *ebpf.Map
 	sockets   *ebpf.Map
 	slots     map[bpf.MeshFrontend]uint32
+	flags     map[bpf.MeshFrontend]uint32
 	used      map[uint32]bool
 }
 
 func newListeners(frontends, sockets *ebpf.Map) listeners {
 	return listeners{
 		frontends: frontends, sockets: sockets,
-		slots: map[bpf.MeshFrontend]uint32{}, used: map[uint32]bool{},
+		slots: map[bpf.MeshFrontend]uint32{}, flags: map[bpf.MeshFrontend]uint32{}, used: map[uint32]bool{},
 	}
 }
 
@@ -30,13 +34,15 @@ func (l *listeners) restore() error {
 	var slot uint32
 	it := l.frontends.Iterate()
 	for it.Next(&f, &slot) {
+		l.flags[f] = slot & inboundRequired
+		slot &^= inboundRequired
 		l.slots[f], l.used[slot] = slot, true
 	}
 	return it.Err()
 }
 
 // set puts the socket into the frontend's slot before the frontend refers to it.
-func (l *listeners) set(f bpf.MeshFrontend, fd int) error {
+func (l *listeners) set(f bpf.MeshFrontend, fd int, flags uint32) error {
 	slot, known := l.slots[f]
 	if !known {
 		var err error
@@ -47,13 +53,17 @@ func (l *listeners) set(f bpf.MeshFrontend, fd int) error {
 	if err := l.sockets.Put(slot, uint64(fd)); err != nil {
 		return fmt.Errorf("put descriptor %d into slot %d: %w", fd, slot, err)
 	}
-	if known {
+	if known && l.flags[f] == flags {
 		return nil
 	}
-	if err := l.frontends.Put(f, slot); err != nil {
-		return errors.Join(fmt.Errorf("write the frontend: %w", err), l.sockets.Delete(slot))
+	if err := l.frontends.Put(f, slot|flags); err != nil {
+		err = fmt.Errorf("write the frontend: %w", err)
+		if !known {
+			err = errors.Join(err, l.sockets.Delete(slot))
+		}
+		return err
 	}
-	l.slots[f], l.used[slot] = slot, true
+	l.slots[f], l.flags[f], l.used[slot] = slot, flags, true
 	return nil
 }
 
@@ -66,6 +76,7 @@ func (l *listeners) remove(f bpf.MeshFrontend) error {
 		return err
 	}
 	delete(l.slots, f)
+	delete(l.flags, f)
 	// A socket that closed has emptied its slot; the kernel calls that EINVAL.
 	if err := l.sockets.Delete(slot); err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("empty slot %d: %w", slot, err)

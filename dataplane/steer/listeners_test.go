@@ -196,7 +196,7 @@ func TestInbound(t *testing.T) {
 		proxy[a] = p.Listen(t, at(a, steer.InboundPort))
 		answer(t, proxy[a], "proxy")
 		lab.FD(t, proxy[a], func(fd int) {
-			if err := m.Steer.SetInbound(at(a, 8080), fd); err != nil {
+			if err := m.Steer.SetInbound(at(a, 8080), fd, true); err != nil {
 				t.Fatal(err)
 			}
 		})

@@ -233,7 +233,7 @@ func (t *Table) Workloads() []Workload {
 func (t *Table) SetGateway(f mesh.Frontend, fd int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.gateways.set(frontend(f), fd); err != nil {
+	if err := t.gateways.set(frontend(f), fd, 0); err != nil {
 		return fmt.Errorf("set the listener of gateway %s: %w", f, err)
 	}
 	return nil
@@ -266,11 +266,16 @@ func (t *Table) Gateways() []mesh.Frontend {
 // SetInbound has TCP connections to a workload's own address and port taken by the
 // listening socket fd, which must sit in that workload's namespace, instead of
 // the workload's own. Connections of the node's processes are not taken. When the
-// listener closes, connections are refused.
-func (t *Table) SetInbound(local netip.AddrPort, fd int) error {
+// listener is closed or the node proxy does not serve, the workload's own socket gets
+// the connections, or nobody if that is required.
+func (t *Table) SetInbound(local netip.AddrPort, fd int, required bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.inbound.set(bpf.FrontendFrom(local, uint8(mesh.ProtocolTCP)), fd); err != nil {
+	var flags uint32
+	if required {
+		flags = inboundRequired
+	}
+	if err := t.inbound.set(bpf.FrontendFrom(local, uint8(mesh.ProtocolTCP)), fd, flags); err != nil {
 		return fmt.Errorf("set the inbound listener of %s: %w", local, err)
 	}
 	return nil

@@ -157,6 +157,13 @@ func (n *node) connect(s *Sandbox, pod *netns.Namespace) error {
 	if err != nil {
 		return err
 	}
+	if in, err := s.Spec.Inbound(); err != nil {
+		return err
+	} else if len(in.Ports) > 0 {
+		if err := prepareInbound(s, pod, inside); err != nil {
+			return err
+		}
+	}
 	// Without a link-local address there is neither duplicate detection nor router
 	// solicitation.
 	if n.addrV6.IsValid() {

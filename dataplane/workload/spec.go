@@ -64,6 +64,9 @@ func (s *Spec) Validate() error {
 			errs = append(errs, fmt.Errorf("annotation key %q is not a qualified name", key))
 		}
 	}
+	if _, err := s.Inbound(); err != nil {
+		errs = append(errs, err)
+	}
 	names := make(map[string]bool)
 	for _, port := range s.Ports {
 		if port.Port == 0 {

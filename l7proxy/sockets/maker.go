@@ -12,11 +12,13 @@ import (
 )
 
 // Maker answers requests for sockets. It needs CAP_SYS_ADMIN, to enter
-// namespaces.
+// namespaces, and CAP_NET_ADMIN, for sockets that may be bound to any address.
 type Maker struct {
 	// NetnsDir is the folder of the namespaces' files.
 	NetnsDir string
-	Logger   *slog.Logger
+	// Mark is that of sockets which may be bound to any address.
+	Mark   int
+	Logger *slog.Logger
 }
 
 // Run answers requests on c (SOCK_SEQPACKET) until the worker closes it, which is
@@ -96,6 +98,11 @@ func (m *Maker) make(dir, home int, r request, fds []int) ([]int, error) {
 			break
 		}
 		fds = append(fds, fd)
+		if r.transparent {
+			if failed = m.transparent(fd, r.v6); failed != nil {
+				break
+			}
+		}
 	}
 	if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
 		runtime.LockOSThread() // never unlocked: the runtime ends the thread with its goroutine
@@ -107,6 +114,22 @@ func (m *Maker) make(dir, home int, r request, fds []int) ([]int, error) {
 		return fds[:0], failed
 	}
 	return fds, nil
+}
+
+// transparent lets a socket be bound to any address, its port chosen when it connects.
+func (m *Maker) transparent(fd int, v6 bool) error {
+	level, option := unix.IPPROTO_IP, unix.IP_TRANSPARENT
+	if v6 {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT
+	}
+	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
+		return os.NewSyscallError("setsockopt IP_TRANSPARENT", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, m.Mark); err != nil {
+		return os.NewSyscallError("setsockopt SO_MARK", err)
+	}
+	return os.NewSyscallError("setsockopt IP_BIND_ADDRESS_NO_PORT",
+		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1))
 }
 
 func closeFDs(fds []int) {

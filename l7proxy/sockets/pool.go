@@ -39,8 +39,9 @@ type Pool struct {
 }
 
 type shelfKey struct {
-	workload mesh.WorkloadIndex
-	v6       bool
+	workload    mesh.WorkloadIndex
+	v6          bool
+	transparent bool
 }
 
 type shelf struct {
@@ -73,8 +74,7 @@ func (p *Pool) RemoveWorkload(w mesh.WorkloadIndex) {
 	p.mu.Lock()
 	delete(p.names, w)
 	var waiting []func()
-	for _, v6 := range []bool{false, true} {
-		k := shelfKey{w, v6}
+	for _, k := range []shelfKey{{w, false, false}, {w, true, false}, {w, false, true}, {w, true, true}} {
 		if s := p.shelves[k]; s != nil {
 			closeFDs(s.fds)
 			waiting = append(waiting, s.waiting...)
@@ -88,23 +88,32 @@ func (p *Pool) RemoveWorkload(w mesh.WorkloadIndex) {
 // Take returns a fresh, unconnected, non-blocking TCP socket in the workload's
 // namespace, which becomes the caller's; false if none is ready (Wait then).
 func (p *Pool) Take(w mesh.WorkloadIndex, v6 bool) (fd int, ok bool) {
+	return p.take(shelfKey{w, v6, false})
+}
+
+// TakeTransparent is Take for a socket that may be bound to any address.
+func (p *Pool) TakeTransparent(w mesh.WorkloadIndex, v6 bool) (fd int, ok bool) {
+	return p.take(shelfKey{w, v6, true})
+}
+
+func (p *Pool) take(k shelfKey) (fd int, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := p.shelf(shelfKey{w, v6})
+	s := p.shelf(k)
 	if s == nil {
 		return -1, false
 	}
 	if n := len(s.fds); n > 0 {
 		fd, s.fds = s.fds[n-1], s.fds[:n-1]
 		if n-1 <= s.batch/4 {
-			p.ask(shelfKey{w, v6}, s)
+			p.ask(k, s)
 		}
 		return fd, true
 	}
 	if s.batch < maxBatch && !s.asked {
 		s.batch *= 2
 	}
-	p.ask(shelfKey{w, v6}, s)
+	p.ask(k, s)
 	return -1, false
 }
 
@@ -118,15 +127,24 @@ func (p *Pool) Known(w mesh.WorkloadIndex) bool {
 // Wait has f called once, by another goroutine, when Take may have an answer: a
 // socket, or none because the workload is gone or its batch failed.
 func (p *Pool) Wait(w mesh.WorkloadIndex, v6 bool, f func()) {
+	p.wait(shelfKey{w, v6, false}, f)
+}
+
+// WaitTransparent is Wait for TakeTransparent.
+func (p *Pool) WaitTransparent(w mesh.WorkloadIndex, v6 bool, f func()) {
+	p.wait(shelfKey{w, v6, true}, f)
+}
+
+func (p *Pool) wait(k shelfKey, f func()) {
 	p.mu.Lock()
-	s := p.shelf(shelfKey{w, v6})
+	s := p.shelf(k)
 	if s == nil || len(s.fds) > 0 {
 		p.mu.Unlock()
 		go f()
 		return
 	}
 	s.waiting = append(s.waiting, f)
-	p.ask(shelfKey{w, v6}, s)
+	p.ask(k, s)
 	p.mu.Unlock()
 }
 
@@ -165,7 +183,7 @@ func (p *Pool) ask(k shelfKey, s *shelf) {
 	p.nextTag++
 	tag := p.nextTag
 	p.tags[tag] = k
-	r := request{tag: tag, v6: k.v6, count: s.batch, netns: p.names[k.workload]}
+	r := request{tag: tag, v6: k.v6, transparent: k.transparent, count: s.batch, netns: p.names[k.workload]}
 	go func() {
 		if _, err := p.conn.Write(r.append(nil)); err != nil && !errors.Is(err, net.ErrClosed) {
 			p.logger.Error("cannot ask for sockets", "error", err)

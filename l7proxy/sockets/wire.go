@@ -12,7 +12,8 @@ import (
 
 // A request is one SOCK_SEQPACKET message:
 //
-//	u32 tag (echoed), u8 family (4 or 6), u8 count, then the namespace's file name
+//	u32 tag (echoed), u8 family (4 or 6, perhaps with transparentBit), u8 count, then the
+//	namespace's file name
 //
 // and its answer
 //
@@ -25,17 +26,25 @@ const (
 	maxBatch = 64
 )
 
+// transparentBit asks for sockets that may be bound to any address.
+const transparentBit = 0x80
+
 type request struct {
-	tag   uint32
-	v6    bool
-	count int
-	netns string
+	tag uint32
+	v6  bool
+	// transparent sockets may be bound to any address and carry the Maker's mark.
+	transparent bool
+	count       int
+	netns       string
 }
 
 func (r request) append(b []byte) []byte {
 	family := byte(4)
 	if r.v6 {
 		family = 6
+	}
+	if r.transparent {
+		family |= transparentBit
 	}
 	b = binary.LittleEndian.AppendUint32(b, r.tag)
 	b = append(b, family, byte(r.count))
@@ -49,8 +58,9 @@ func parseRequest(b []byte) (request, error) {
 	if len(b) <= requestHeaderBytes || len(b) > requestHeaderBytes+maxNameBytes {
 		return request{}, fmt.Errorf("%w: %d bytes", errMalformed, len(b))
 	}
-	r := request{tag: binary.LittleEndian.Uint32(b), v6: b[4] == 6, count: int(b[5]), netns: string(b[requestHeaderBytes:])}
-	if b[4] != 4 && b[4] != 6 {
+	family := b[4] &^ transparentBit
+	r := request{tag: binary.LittleEndian.Uint32(b), v6: family == 6, transparent: b[4]&transparentBit != 0, count: int(b[5]), netns: string(b[requestHeaderBytes:])}
+	if family != 4 && family != 6 {
 		return request{}, fmt.Errorf("%w: family %d", errMalformed, b[4])
 	}
 	if r.count < 1 || r.count > maxBatch {

@@ -21,6 +21,12 @@ type Sockets interface {
 	Wait(w mesh.WorkloadIndex, v6 bool, f func())
 }
 
+// Transparent gives sockets that may be bound to any address, a client's.
+type Transparent interface {
+	TakeTransparent(w mesh.WorkloadIndex, v6 bool) (fd int, ok bool)
+	WaitTransparent(w mesh.WorkloadIndex, v6 bool, f func())
+}
+
 // maxSocketWaits is how often an attempt asks again: other attempts may be faster
 // to take what came.
 const maxSocketWaits = 8
@@ -39,6 +45,9 @@ type Dial struct {
 	Done func(d *Dial, c *loop.Conn, err error)
 	// Owner is for the caller.
 	Owner any
+	// Source is the address to connect from; zero: the namespace's own. Without a
+	// Transparent it is left aside.
+	Source netip.Addr
 
 	dialer   *Dialer
 	workload mesh.WorkloadIndex
@@ -78,12 +87,17 @@ func (d *Dial) connect() error {
 		}
 	} else {
 		var ok bool
-		if fd, ok = d.dialer.Sockets.Take(d.workload, v6); !ok {
+		take, wait := d.dialer.Sockets.Take, d.dialer.Sockets.Wait
+		t, transparent := d.dialer.Sockets.(Transparent)
+		if transparent = transparent && d.Source.IsValid() && d.Source.Is4() != v6; transparent {
+			take, wait = t.TakeTransparent, t.WaitTransparent
+		}
+		if fd, ok = take(d.workload, v6); !ok {
 			if d.waits++; d.waits > maxSocketWaits {
 				return ErrNoSocket
 			}
 			l := d.dialer.Loop
-			d.dialer.Sockets.Wait(d.workload, v6, func() {
+			wait(d.workload, v6, func() {
 				l.Post(func() {
 					if d.ended {
 						return
@@ -94,6 +108,12 @@ func (d *Dial) connect() error {
 				})
 			})
 			return nil
+		}
+		if transparent {
+			if err := loop.Bind(fd, netip.AddrPortFrom(d.Source, 0)); err != nil {
+				loop.CloseFD(fd)
+				return err
+			}
 		}
 	}
 	if err := loop.SetNoDelay(fd); err != nil {

@@ -90,6 +90,8 @@ type Endpoint struct {
 	mesh.Endpoint
 	// Active is how many requests and raw connections are under way.
 	Active int
+	// Source is where connections to it come from; zero: the workload's own address.
+	Source netip.Addr
 
 	limited   int     // of Active, what counts against the limit
 	limitedBy *Shared // of this cluster
