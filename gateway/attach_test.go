@@ -66,7 +66,7 @@ func TestObservedGeneration(t *testing.T) {
 	tr := newTestTranslator(t)
 	got := standing{}
 	got.take(tr.Apply(kube.Change{Upserts: load(t, "testdata/base.yaml"), Synced: true}))
-	inputs := []string{"listener-set", "gateway-conflicts", "gateway-tls-routes", "gateway-tcp-routes", "grpc-route", "route-backends-wrong", "mesh-parents-wrong"}
+	inputs := []string{"gateway-class", "listener-set", "gateway-conflicts", "gateway-tls-routes", "gateway-tcp-routes", "grpc-route", "route-backends-wrong", "mesh-parents-wrong"}
 	for _, name := range inputs {
 		t.Run(name, func(t *testing.T) {
 			objects := load(t, "testdata/"+name+".in.yaml")

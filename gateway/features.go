@@ -14,10 +14,13 @@ import (
 var SupportedFeatures = []features.FeatureName{
 	features.SupportGateway,
 	features.SupportGatewayAddressEmpty,
+	features.SupportGatewayBackendClientCertificate,
+	features.SupportGatewayFrontendClientCertificateValidation,
 	features.SupportGatewayHTTPListenerIsolation,
 	features.SupportGatewayPort8080,
 	features.SupportGatewayRouteHostnameIntersectionPrecedence,
 	features.SupportGatewayStaticAddresses,
+	features.SupportBackendTLSPolicy,
 	features.SupportListenerSet,
 	features.SupportReferenceGrant,
 

@@ -8,8 +8,8 @@
 //	  spec.rules[].name: {state: partly, tests: [l7proxy/route.TestNames], note: not in metrics}
 //
 // A test is named by its folder, a dot, its function and, after a slash, the
-// subtest. `go generate ./gateway/fields` adds rows that are missing as open,
-// takes away those whose field is gone, and writes docs/reference/gateway-api.md.
+// subtest. `go generate ./gateway/fields` adds rows that are missing as open, takes away
+// those whose field is gone, and writes docs/reference/gateway-api.md.
 package fields
 
 //go:generate go run ./genfields
@@ -71,6 +71,30 @@ func Parse(text []byte) (Table, error) {
 		return nil, fmt.Errorf("read the table of fields: %w", err)
 	}
 	return t, nil
+}
+
+// Suite is features.yaml: what of the Gateway API's conformance suite is shown by
+// tests here.
+type Suite struct {
+	// Features are all features that a GatewayClass may list; those with tests are listed.
+	Features map[string]Shown `json:"features"`
+	// Conformance are the suite's tests. One without tests of ours is open.
+	Conformance map[string]Shown `json:"conformance"`
+}
+
+// Shown names the tests that show something, or says in a note why there are none.
+type Shown struct {
+	Tests []string `json:"tests,omitempty"`
+	Note  string   `json:"note,omitempty"`
+}
+
+// ParseSuite reads features.yaml.
+func ParseSuite(text []byte) (Suite, error) {
+	var s Suite
+	if err := yaml.UnmarshalStrict(text, &s); err != nil {
+		return Suite{}, fmt.Errorf("read the table of features: %w", err)
+	}
+	return s, nil
 }
 
 // Paths lists the paths of all fields of spec and status that a kind has, in the

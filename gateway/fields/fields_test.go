@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	"sigs.k8s.io/gateway-api/pkg/features"
+
+	"github.com/sluice-mesh/sluice/gateway"
 	"github.com/sluice-mesh/sluice/kube/validate/crds"
 )
 
@@ -67,12 +70,59 @@ func TestComplete(t *testing.T) {
 	}
 }
 
+func suite(t *testing.T) Suite {
+	t.Helper()
+	text, err := os.ReadFile("features.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := ParseSuite(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestFeatures wants a row for each feature that the Gateway API has, and tests for
+// exactly those that a GatewayClass is said to support.
+func TestFeatures(t *testing.T) {
+	s := suite(t)
+	known := map[string]bool{}
+	for _, f := range features.AllFeatures.UnsortedList() {
+		known[string(f.Name)] = true
+		if _, ok := s.Features[string(f.Name)]; !ok {
+			t.Errorf("%s has no row in features.yaml", f.Name)
+		}
+	}
+	supported := map[string]bool{}
+	for _, name := range gateway.SupportedFeatures {
+		supported[string(name)] = true
+	}
+	for name, row := range s.Features {
+		switch {
+		case !known[name]:
+			t.Errorf("there is no feature %s", name)
+		case supported[name] && len(row.Tests) == 0:
+			t.Errorf("%s is claimed and no test shows it", name)
+		case !supported[name] && len(row.Tests) > 0:
+			t.Errorf("%s has tests and is not claimed in gateway/features.go", name)
+		}
+	}
+}
+
 // TestTestsExist wants each test that a row names to be in the tree.
 func TestTestsExist(t *testing.T) {
 	functions := map[string]map[string]bool{} // by folder
 	sources := map[string]string{}
 	seen := map[string]bool{}
-	for kind, rows := range table(t) {
+	rowsOf := table(t)
+	for section, rows := range map[string]map[string]Shown{"features": suite(t).Features, "conformance": suite(t).Conformance} {
+		rowsOf[section] = map[string]Row{}
+		for name, shown := range rows {
+			rowsOf[section][name] = Row{Tests: shown.Tests}
+		}
+	}
+	for kind, rows := range rowsOf {
 		for path, row := range rows {
 			for _, name := range row.Tests {
 				if seen[name] {

@@ -38,7 +38,15 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	for path, text := range map[string][]byte{table: out, page: doc} {
+	const suite, suitePage = "features.yaml", "../../docs/reference/conformance.md"
+	if text, err = os.ReadFile(suite); err != nil {
+		log.Fatal(err)
+	}
+	known, err := fields.ParseSuite(text)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for path, text := range map[string][]byte{table: out, page: doc, suitePage: conformance(known)} {
 		if err := os.WriteFile(path, text, 0o644); err != nil {
 			log.Fatal(err)
 		}
@@ -122,4 +130,44 @@ A test is named by its folder, function and case: `+"`go test ./gateway -run 'Te
 		}
 	}
 	return b.Bytes(), nil
+}
+
+// conformance writes the page of features and tests of the suite.
+func conformance(s fields.Suite) []byte {
+	var b bytes.Buffer
+	table := func(rows map[string]fields.Shown, without string) {
+		shown := 0
+		for _, r := range rows {
+			if len(r.Tests) > 0 {
+				shown++
+			}
+		}
+		fmt.Fprintf(&b, "%d of %d.\n\n| name | shown by |\n|---|---|\n", shown, len(rows))
+		for _, name := range slices.Sorted(maps.Keys(rows)) {
+			r := rows[name]
+			text := "`" + strings.Join(r.Tests, "`, `") + "`"
+			if len(r.Tests) == 0 {
+				text = without
+			}
+			if r.Note != "" {
+				text += "; " + r.Note
+			}
+			fmt.Fprintf(&b, "| %s | %s |\n", name, text)
+		}
+	}
+	d, _ := crds.Get("HTTPRoute")
+	fmt.Fprintf(&b, `<!-- Generated from gateway/fields/features.yaml by go generate; do not edit. -->
+
+# Features and conformance tests of the Gateway API
+
+Of Gateway API %s. The suite itself needs a cluster; here stands which test of ours asserts the same as far as it can
+be said without one.
+
+## Features that GatewayClass.status.supportedFeatures lists
+
+`, d.Bundle)
+	table(s.Features, "not listed")
+	fmt.Fprintf(&b, "\n## Tests of the suite\n\n")
+	table(s.Conformance, "open")
+	return b.Bytes()
 }
