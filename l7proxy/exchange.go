@@ -114,6 +114,10 @@ type exchange struct {
 	bodySent  bool // some of the body was handed to a try
 	responded bool // the final head was written
 	upgraded  bool
+	holding   bool // a stream asks for another protocol: its data waits for the answer
+	switchH2  bool // the endpoint is asked for it by extended CONNECT
+	socket    *webSocket
+	callLimit int64 // when the deadline of a gRPC call ends, 0 if it has none
 
 	span        *trace.Request // nil: not recorded
 	traceParent []byte         // the field's value, if it is the proxy's
@@ -161,6 +165,11 @@ func (x *exchange) begun(d *downConn, down downstream, h *message.Head) {
 	}
 	x.w.loop.SetTimer(&x.idle, x.w.loop.Now()+int64(x.w.limits.StreamIdleTimeout))
 	x.head.Close = false
+	x.holding, x.switchH2, x.socket, x.callLimit = false, false, nil, 0
+	if x.proto == message.HTTP2 && len(x.head.Upgrade) > 0 {
+		x.holding = true
+		x.head.Method, x.method, x.head.End = methodGET, methodGET, false
+	}
 	if equalFold(x.head.Upgrade, "h2c") {
 		x.head.Upgrade = nil // a matter of this hop (RFC 7540 §3.2), and obsolete
 	}
@@ -169,7 +178,8 @@ func (x *exchange) begun(d *downConn, down downstream, h *message.Head) {
 // decide finds what becomes of the request, and does it. It is called again when
 // configuration arrives that it had to wait for.
 func (x *exchange) decide() {
-	if len(x.head.Upgrade) > 0 && x.proto == message.HTTP2 || string(x.method) == "CONNECT" {
+	if string(x.method) == "CONNECT" {
+		// A tunnel to wherever the client says would get around services and routes.
 		x.refuse(501, flow.ReasonUnsupported)
 		return
 	}
@@ -212,8 +222,12 @@ func (x *exchange) decide() {
 	if !x.decided {
 		x.decided = true
 		x.edit()
-		if t := x.rule.Timeouts.Request; t > 0 && x.reqEnded {
-			x.w.loop.SetTimer(&x.deadline, x.started+int64(t))
+		if len(x.head.Upgrade) > 0 && !x.prepareSwitch() {
+			return
+		}
+		x.callDeadline()
+		if t := x.rule.Timeouts.Request; t > 0 && (x.reqEnded || x.holding) {
+			x.endBy(x.started + int64(t))
 		}
 	}
 	x.try()
@@ -444,6 +458,9 @@ func (x *exchange) connect(pooled bool) {
 
 func (x *exchange) upstreamProtocol() upstream.Protocol {
 	if len(x.head.Upgrade) > 0 {
+		if x.switchH2 {
+			return upstream.HTTP2
+		}
 		return upstream.HTTP1
 	}
 	switch x.cluster.Protocol {
@@ -507,6 +524,11 @@ func (x *exchange) attach(c upstream.Conn) {
 	}
 	switch {
 	case err == nil:
+	case errors.Is(err, errExtendedConnect):
+		x.up = nil
+		x.switchH2 = false
+		x.connect(true)
+		return
 	case errors.Is(err, http2.ErrConn) || errors.Is(err, http2.ErrLimit):
 		x.up = nil
 		x.detail = err.Error()
@@ -523,7 +545,7 @@ func (x *exchange) attach(c upstream.Conn) {
 		x.refuse(400, flow.ReasonDownstreamProtocol)
 		return
 	}
-	if x.head.End {
+	if x.head.End || x.holding || x.up == nil {
 		return
 	}
 	if len(x.body) > 0 {
@@ -558,7 +580,7 @@ func isGRPC(h *message.Head) bool {
 
 // ready reports whether the request's body should be read on.
 func (x *exchange) ready() bool {
-	return !x.active || x.up != nil && !x.up.full()
+	return !x.active || x.up != nil && !x.up.full() && !x.holding
 }
 
 // requestData takes body bytes, which it copies or sends.
@@ -568,7 +590,13 @@ func (x *exchange) requestData(p []byte) {
 	}
 	x.bytesIn += uint64(len(p))
 	x.moved = x.w.loop.Now()
-	if x.up == nil || x.recording {
+	switch {
+	case x.holding && x.responded:
+		return // refused
+	case x.holding:
+		x.holdBody(p)
+		return
+	case x.up == nil || x.recording:
 		x.keepBody(p)
 	}
 	if len(x.mirrors) > 0 {
@@ -586,8 +614,8 @@ func (x *exchange) requestEnd(trailers []message.Field) {
 		return
 	}
 	x.reqEnded = true
-	if x.rule != nil && x.rule.Timeouts.Request > 0 {
-		x.w.loop.SetTimer(&x.deadline, x.w.loop.Now()+int64(x.rule.Timeouts.Request))
+	if x.rule != nil && x.rule.Timeouts.Request > 0 && !x.upgraded {
+		x.endBy(x.w.loop.Now() + int64(x.rule.Timeouts.Request))
 	}
 	for _, f := range trailers {
 		x.trailers = append(x.trailers, message.Field{Name: cloneBytes(f.Name), Value: cloneBytes(f.Value)})
@@ -595,7 +623,7 @@ func (x *exchange) requestEnd(trailers []message.Field) {
 	if len(x.mirrors) > 0 {
 		x.mirrorEnd()
 	}
-	if x.up != nil {
+	if x.up != nil && !x.holding {
 		x.up.end(trailers)
 	}
 }
@@ -641,6 +669,13 @@ func (x *exchange) response(h *message.Head) {
 	if x.grpc {
 		x.noteGRPC(h.Fields)
 	}
+	x.rewriteResponse(h)
+	x.responded = true
+	x.down.respond(h)
+}
+
+// rewriteResponse applies the rule's filters to the head of an endpoint's response.
+func (x *exchange) rewriteResponse(h *message.Head) {
 	filter.Response(h, x.rule.Rule, x.backend, &x.scratch)
 	if x.cors != nil {
 		filter.ShareResponse(h, x.origin, x.cors, &x.scratch)
@@ -648,8 +683,6 @@ func (x *exchange) response(h *message.Head) {
 	if len(x.cookie) > 0 {
 		h.Add(fieldSetCookie, x.cookie)
 	}
-	x.responded = true
-	x.down.respond(h)
 }
 
 // responseData takes a piece of the response's body.
@@ -709,6 +742,9 @@ func (x *exchange) OnTimer(t *loop.Timer) {
 	switch {
 	case t == &x.idle:
 		limit := int64(x.w.limits.StreamIdleTimeout)
+		if x.upgraded {
+			limit = int64(x.w.limits.TCPIdleTimeout)
+		}
 		if quiet := x.w.loop.Now() - x.moved; quiet < limit {
 			x.w.loop.SetTimer(t, x.moved+limit)
 			return

@@ -221,6 +221,15 @@ func (d *downConn) http1EOF() {
 		d.closeQuiet()
 		return
 	}
+	if h.x.active && h.x.upgraded && h.reading {
+		d.c.KeepAlive(askAfter, askAfter)
+		if h.starved || d.in == nil {
+			h.reading = false
+			h.x.requestEnd(nil)
+		}
+		d.http1Push()
+		return
+	}
 	if h.x.active && !h.reading || !h.starved && (d.in != nil || h.due) {
 		// A client that has closed, and will read nothing, looks the same, but answers
 		// data with a reset: the response's first bytes, which are known, find it out.

@@ -26,6 +26,8 @@ type h1up struct {
 	asked   bool // the whole request was written
 	closing bool // the endpoint ends the connection after this response
 	retired bool
+	raw     bool // the protocol was switched: bytes both ways, of an exchange
+	shut    bool // raw: the client has ended its direction
 	served  int  // requests that began here
 	due     bool // feed stopped for the client's sake: an End may follow that takes no byte
 	timer   loop.Timer
@@ -67,10 +69,15 @@ func (u *h1up) begin(x *exchange) error {
 	u.x, u.down = x, x.down
 	u.served++
 	u.sent, u.heard, u.closing, u.due = false, false, false, false
-	u.asked = x.head.End
+	u.asked = x.head.End || x.holding
 	u.parser.ExpectResponseTo(x.head.Method)
-	out := u.writer.AppendRequest(u.room(headSize(&x.head)), &x.head)
-	if x.head.End {
+	h := x.head
+	if x.socket != nil {
+		h.Add(fieldSocketKey, x.socket.key[:])
+	}
+	h.End = u.asked
+	out := u.writer.AppendRequest(u.room(headSize(&h)), &h)
+	if h.End {
 		out = u.writer.AppendEnd(out, nil)
 	}
 	u.set(out)
@@ -103,6 +110,12 @@ func (u *h1up) end(trailers []message.Field) {
 		return
 	}
 	u.asked = true
+	if u.raw {
+		if u.shut = true; u.pending() == 0 {
+			u.CloseWrite()
+		}
+		return
+	}
 	u.set(u.writer.AppendEnd(u.room(16+fieldsSize(trailers)), trailers))
 	if err := u.writer.Err(); err != nil {
 		u.fail(flow.ReasonDownstreamProtocol, err)
@@ -111,6 +124,9 @@ func (u *h1up) end(trailers []message.Field) {
 
 func (u *h1up) cancel() {
 	u.x = nil
+	if u.raw && !u.c.Closed() {
+		loop.Abort(u.c.FD())
+	}
 	u.close()
 }
 
@@ -139,6 +155,9 @@ func (u *h1up) push() {
 	}
 	if held && !u.full() {
 		u.down.wake()
+	}
+	if u.shut && u.pending() == 0 {
+		u.CloseWrite()
 	}
 	if u.settle() != nil {
 		u.fail(flow.ReasonOverLimit, errOverLimit)
@@ -292,7 +311,22 @@ func (u *h1up) head(rest []byte) {
 			u.fail(flow.ReasonUpstreamProtocol, http1.ErrUpgrade)
 			return
 		}
-		u.x.upgrade(u, h, rest)
+		if err := u.x.accepted(h); err != nil {
+			u.fail(flow.ReasonUpstreamProtocol, err)
+			return
+		}
+		if !u.x.holding {
+			u.x.upgrade(u, h, rest)
+			return
+		}
+		u.raw, u.asked = true, false
+		u.writer.Upgrade()
+		u.x.switched(h)
+		return
+	}
+	if h.Status >= 200 && h.Status < 300 && u.x.holding {
+		// RFC 8441 §5: to the client's stream any such answer would be the switch.
+		u.fail(flow.ReasonUpstreamProtocol, errNoSwitch)
 		return
 	}
 	closing := h.Close

@@ -1,6 +1,7 @@
 package l7proxy
 
 import (
+	"errors"
 	"io"
 
 	"github.com/sluice-mesh/sluice/l7proxy/http2"
@@ -67,6 +68,7 @@ func newH2down(d *downConn) *h2down {
 			ConnWindow:           connWindow,
 			MaxHeaderListBytes:   d.w.limits.MaxHeadBytes,
 			MaxOutBytes:          highWater,
+			ExtendedConnect:      true,
 		}),
 	}
 }
@@ -123,7 +125,9 @@ func (h *h2down) feed(buf []byte) []byte {
 		buf = buf[n:]
 		if err != nil {
 			h.ended = true
-			h.fail(flow.ReasonDownstreamProtocol, err)
+			reason := connReason(err)
+			h.d.w.recordConn(h.d, reason, err.Error(), 0, 0, nil)
+			h.fail(reason, err)
 			h.push()
 			return nil
 		}
@@ -132,6 +136,10 @@ func (h *h2down) feed(buf []byte) []byte {
 		}
 		if ev.Kind == http2.Headers {
 			h.request(ev)
+			continue
+		}
+		if ev.Kind == http2.Refused {
+			h.refused(ev)
 			continue
 		}
 		s := h.streams[ev.Stream]
@@ -164,7 +172,11 @@ func (h *h2down) feed(buf []byte) []byte {
 		case http2.Reset:
 			if s != nil {
 				s.received, s.sent = true, true
-				s.x.requestReset(flow.ReasonDownstreamReset)
+				reason := flow.ReasonDownstreamReset
+				if ev.Text != "" {
+					reason, s.x.detail = flow.ReasonDownstreamProtocol, ev.Text
+				}
+				s.x.requestReset(reason)
 				s.free()
 			}
 		case http2.Writable:
@@ -174,6 +186,36 @@ func (h *h2down) feed(buf []byte) []byte {
 		}
 	}
 	return nil
+}
+
+// connReason is the reason for which a client's mistake ended its connection.
+func connReason(err error) flow.Reason {
+	var e *http2.Error
+	switch {
+	case errors.As(err, &e) && e.Head:
+		return flow.ReasonHeadTooLarge
+	case e != nil && e.Code == http2.EnhanceYourCalm:
+		return flow.ReasonOverLimit
+	}
+	return flow.ReasonDownstreamProtocol
+}
+
+// refused records a request that the engine has answered or reset itself.
+func (h *h2down) refused(ev http2.Event) {
+	s := h.d.w.takeH2down(h, ev.Stream)
+	s.x.begun(h.d, s, h.conn.Head())
+	s.x.detail = ev.Text
+	reason := flow.ReasonDownstreamProtocol
+	switch ev.Code {
+	case http2.EnhanceYourCalm:
+		reason = flow.ReasonHeadTooLarge
+		s.x.status, s.x.responded = 431, true
+	case http2.RefusedStream:
+		reason = flow.ReasonOverLimit
+	}
+	s.received, s.sent = true, true
+	s.x.requestReset(reason)
+	h.d.w.putH2down(s)
 }
 
 func (h *h2down) request(ev http2.Event) {
@@ -362,7 +404,11 @@ func (s *h2downStream) free() {
 func (s *h2downStream) abort() {
 	if !s.sent {
 		s.sent, s.received = true, true
-		s.h.conn.Reset(s.id, http2.InternalError)
+		code := http2.InternalError
+		if s.x.upgraded || s.x.reason == flow.ReasonRequestTimeout {
+			code = http2.Cancel // RFC 8441 §5 of a reset
+		}
+		s.h.conn.Reset(s.id, code)
 	}
 	s.h.push()
 }

@@ -1,7 +1,9 @@
 package l7proxy
 
 import (
+	"errors"
 	"io"
+	"slices"
 
 	"github.com/sluice-mesh/sluice/l7proxy/http2"
 	"github.com/sluice-mesh/sluice/l7proxy/loop"
@@ -20,6 +22,7 @@ type h2up struct {
 	dirty    bool // queued for Flush
 	settled  bool // the endpoint's SETTINGS are here
 	leaving  bool // out of the pool: closes when no stream is left
+	asking   []*h2upStream
 	timer    loop.Timer
 	lastTick int64
 	served   int    // streams that were opened
@@ -60,7 +63,7 @@ func (u *h2up) CanOpen() int {
 	}
 	if !u.settled {
 		// How many the endpoint allows is not known: one does not have to wait.
-		return 1 - min(1, len(u.streams))
+		return 1 - min(1, len(u.streams)+len(u.asking))
 	}
 	return u.conn.CanOpen()
 }
@@ -76,15 +79,25 @@ func (u *h2up) Retire() {
 
 // open starts a stream for x.
 func (u *h2up) open(x *exchange) (*h2upStream, error) {
+	h, end := x.head, x.head.End
+	if len(h.Upgrade) > 0 {
+		if !u.settled {
+			return u.ask(x), nil
+		}
+		if !u.conn.ExtendedConnect() {
+			return nil, errExtendedConnect
+		}
+		h.Method, end = methodCONNECT, false
+	}
 	at := u.wrote + uint64(len(u.conn.Out()))
-	id, err := u.conn.OpenStream(&x.head, x.head.End)
+	id, err := u.conn.OpenStream(&h, end)
 	if err != nil {
 		return nil, err
 	}
 	s := u.w.takeH2up()
 	s.at = at
 	s.u, s.id, s.x, s.down = u, id, x, x.down
-	s.asked = x.head.End
+	s.asked = end
 	s.wire = &u.wire
 	u.streams[id] = s
 	u.w.loop.StopTimer(&u.timer)
@@ -94,6 +107,34 @@ func (u *h2up) open(x *exchange) (*h2upStream, error) {
 	}
 	u.push()
 	return s, nil
+}
+
+// ask keeps an extended CONNECT until the endpoint's settings say whether there is such
+// a thing (RFC 8441 §3). Its stream has no number yet.
+func (u *h2up) ask(x *exchange) *h2upStream {
+	s := u.w.takeH2up()
+	s.u, s.x, s.down, s.wire = u, x, x.down, &u.wire
+	u.asking = append(u.asking, s)
+	return s
+}
+
+// answerAsking opens the streams that waited for the settings.
+func (u *h2up) answerAsking() {
+	for len(u.asking) > 0 {
+		s := u.asking[0]
+		x, down := s.x, s.down
+		s.forget()
+		x.up = nil
+		x.attach(u)
+		x.push(down)
+	}
+}
+
+// forget takes back a stream that was never opened.
+func (s *h2upStream) forget() {
+	u := s.u
+	u.asking = slices.DeleteFunc(u.asking, func(o *h2upStream) bool { return o == s })
+	u.w.putH2up(s)
 }
 
 func (s *h2upStream) data(p []byte) {
@@ -146,6 +187,10 @@ func (s *h2upStream) full() bool { return s.queued() >= streamFull }
 
 func (s *h2upStream) cancel() {
 	u := s.u
+	if s.id == 0 {
+		s.forget()
+		return
+	}
 	u.conn.Reset(s.id, http2.Cancel)
 	s.free()
 	u.push()
@@ -247,6 +292,7 @@ func (u *h2up) feed(buf []byte) []byte {
 			continue
 		case http2.Settings:
 			u.known()
+			u.answerAsking()
 			u.pool.Serve(u)
 			u.w.dialPool(u.pool)
 			continue
@@ -269,7 +315,11 @@ func (u *h2up) feed(buf []byte) []byte {
 				break
 			}
 			x := s.x
-			x.response(h)
+			if len(x.head.Upgrade) > 0 && h.Status >= 200 && h.Status < 300 {
+				x.switched(h)
+			} else {
+				x.response(h)
+			}
 			if ev.End && s.u == u && s.x == x {
 				s.finished(nil)
 			}
@@ -287,6 +337,10 @@ func (u *h2up) feed(buf []byte) []byte {
 		case http2.Trailers:
 			s.finished(u.conn.Trailers())
 		case http2.Reset:
+			if ev.Text != "" {
+				s.fail(flow.ReasonUpstreamProtocol, errors.New(ev.Text), false)
+				break
+			}
 			s.fail(flow.ReasonUpstreamReset, nil, ev.Code == http2.RefusedStream)
 		case http2.Writable:
 			s.write()
@@ -399,6 +453,13 @@ func (u *h2up) fail(reason flow.Reason, err error) {
 	for _, s := range u.streams {
 		down := s.down
 		s.fail(reason, err, false)
+		down.push()
+	}
+	for len(u.asking) > 0 {
+		s := u.asking[0]
+		x, down := s.x, s.down
+		s.forget()
+		x.tryFailed(reason, true, true)
 		down.push()
 	}
 	if u.pool.Waiting() > 0 {

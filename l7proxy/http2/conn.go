@@ -20,9 +20,10 @@ const (
 	Writable                  // WriteData on this stream, which took less than it was given, may take more
 	Settings                  // the peer's settings were applied (CanOpen may have changed)
 	Ping                      // the answer to Conn.Ping arrived: Event.Data
+	Refused                   // server: a request that became no stream: Event.Code, Event.Text; Conn.Head is what was readable of it
 )
 
-var eventNames = [...]string{"NeedMore", "Headers", "Data", "Trailers", "Reset", "GoAway", "Writable", "Settings", "Ping"}
+var eventNames = [...]string{"NeedMore", "Headers", "Data", "Trailers", "Reset", "GoAway", "Writable", "Settings", "Ping", "Refused"}
 
 // String returns the constant's name.
 func (k EventKind) String() string { return eventNames[k] }
@@ -33,7 +34,8 @@ type Event struct {
 	Stream uint32
 	Data   []byte  // Data: body bytes, a slice of the input
 	End    bool    // the peer's half of the stream is finished
-	Code   ErrCode // Reset, GoAway
+	Code   ErrCode // Reset, GoAway, Refused (EnhanceYourCalm: the head was too large, and 431 was answered)
+	Text   string  // Reset by a mistake of the peer, Refused: which, constant, fit for a log
 }
 
 // Config bounds a connection. A zero field means its default.

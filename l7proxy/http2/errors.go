@@ -44,6 +44,7 @@ func (e ErrCode) String() string {
 type Error struct {
 	Code ErrCode
 	Text string // constant, fit for a log
+	Head bool   // because of a head that was too large
 }
 
 func (e *Error) Error() string { return e.Code.String() + ": " + e.Text }

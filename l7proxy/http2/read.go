@@ -5,6 +5,8 @@ import (
 	"errors"
 
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/sluice-mesh/sluice/l7proxy/message"
 )
 
 // header is the header of a frame.
@@ -39,10 +41,20 @@ type block struct {
 // fail ends the connection because of the peer.
 func (c *Conn) fail(code ErrCode, text string) error {
 	if c.err == nil {
-		c.err = &Error{code, text}
+		c.err = &Error{Code: code, Text: text}
 		c.goAway(c.lastPeer, code, text)
 	}
 	return c.err
+}
+
+// failHead is fail because of a head too large to be answered with 431: HPACK's state is lost with it.
+func (c *Conn) failHead(text string) error {
+	err := c.fail(EnhanceYourCalm, text)
+	var e *Error
+	if errors.As(err, &e) {
+		e.Head = true
+	}
+	return err
 }
 
 // Next takes n bytes off the front of buf, which holds all bytes that were not taken so far. Call it
@@ -205,11 +217,38 @@ func (c *Conn) wasted() error {
 }
 
 // streamError ends a stream because of the peer and returns the Reset event.
-func (c *Conn) streamError(s *stream, code ErrCode) (Event, error) {
+func (c *Conn) streamError(s *stream, code ErrCode, text string) (Event, error) {
 	c.reset(s.id, code)
 	c.remember(s.id)
 	c.remove(s)
-	return Event{Kind: Reset, Stream: s.id, Code: code}, c.wasted()
+	return Event{Kind: Reset, Stream: s.id, Code: code, Text: text}, c.wasted()
+}
+
+// refused makes the event of a request that becomes no stream.
+func (c *Conn) refused(id uint32, code ErrCode, text string) (Event, error) {
+	if err := c.wasted(); err != nil {
+		return Event{}, err
+	}
+	h := &c.head
+	h.Reset()
+	h.Proto = message.HTTP2
+	for _, f := range c.fields {
+		switch string(f.Name) {
+		case ":method":
+			if message.ValidToken(f.Value) {
+				h.Method = f.Value
+			}
+		case ":authority":
+			if ok, _ := message.ValidAuthority(f.Value); ok {
+				h.Authority = f.Value
+			}
+		case ":path":
+			if message.ValidTarget(f.Value) {
+				h.Path = f.Value
+			}
+		}
+	}
+	return Event{Kind: Refused, Stream: id, Code: code, Text: text}, nil
 }
 
 // peerEnds closes the peer's half.
@@ -263,20 +302,20 @@ func (c *Conn) dataFrame(h header, in []byte) (n int, ev Event, err error) {
 	} else {
 		c.empty, c.idle = 0, 0
 	}
-	code := NoError
+	code, text := NoError, ""
 	switch {
 	case s.peerEnded:
-		code = StreamClosed
+		code, text = StreamClosed, "DATA after the end of a stream"
 	case int64(h.length) > s.recvWindow:
-		code = FlowControlError
+		code, text = FlowControlError, "DATA beyond the stream's window"
 	case !c.server && !s.headSeen:
-		code = ProtocolError
+		code, text = ProtocolError, "DATA before a response"
 	case s.toReceive >= 0 && (int64(size) > s.toReceive || end && int64(size) < s.toReceive):
-		code = ProtocolError
+		code, text = ProtocolError, "body differs from its content-length"
 	}
 	if code != NoError {
 		c.creditConn(int64(h.length))
-		ev, err = c.streamError(s, code)
+		ev, err = c.streamError(s, code, text)
 		return n, ev, err
 	}
 	s.recvWindow -= int64(h.length)
@@ -393,14 +432,14 @@ func (c *Conn) headersFrame(h header, p []byte) (Event, error) {
 // fragment decodes a piece of a header block.
 func (c *Conn) fragment(p []byte, last bool) (Event, error) {
 	if c.block.bytes += len(p); c.block.bytes > c.cfg.MaxHeaderListBytes+c.cfg.MaxFrameSize {
-		return Event{}, c.fail(EnhanceYourCalm, "header block too large")
+		return Event{}, c.failHead("header block too large")
 	}
 	_, err := c.decoder.Write(p)
 	if err == nil && last {
 		err = c.decoder.Close()
 	}
 	if errors.Is(err, hpack.ErrStringLength) {
-		return Event{}, c.fail(EnhanceYourCalm, "field too large")
+		return Event{}, c.failHead("field too large")
 	}
 	if err != nil {
 		return Event{}, c.fail(CompressionError, "header block cannot be decoded")
@@ -424,12 +463,16 @@ func (c *Conn) fragment(p []byte, last bool) (Event, error) {
 		}
 	default:
 		if s != nil {
-			return c.streamError(s, b.code)
+			return c.streamError(s, b.code, "HEADERS that the stream has no place for")
 		}
 		if b.code != NoError {
 			c.reset(b.stream, b.code)
 			c.remember(b.stream)
-			return Event{}, c.wasted()
+			text := "stream that depends on itself"
+			if b.code == RefusedStream {
+				text = "too many concurrent streams"
+			}
+			return c.refused(b.stream, b.code, text)
 		}
 	}
 	return Event{}, c.useless()
@@ -462,12 +505,12 @@ func (c *Conn) request(b block) (Event, error) {
 			c.reset(b.stream, NoError)
 			c.remember(b.stream)
 		}
-		return Event{}, c.wasted()
+		return c.refused(b.stream, EnhanceYourCalm, "head larger than MAX_HEADER_LIST_SIZE, or too many fields")
 	}
 	if !c.parseRequest() || b.end && c.head.ContentLength > 0 {
 		c.reset(b.stream, ProtocolError)
 		c.remember(b.stream)
-		return Event{}, c.wasted()
+		return c.refused(b.stream, ProtocolError, "malformed request head")
 	}
 	c.idle = 0
 	s := c.open(b.stream)
@@ -484,11 +527,11 @@ func (c *Conn) request(b block) (Event, error) {
 func (c *Conn) response(s *stream, b block) (Event, error) {
 	h := &c.head
 	if c.tooLarge || !c.parseResponse() {
-		return c.streamError(s, ProtocolError)
+		return c.streamError(s, ProtocolError, "malformed or too large response head")
 	}
 	if h.Status < 200 {
 		if s.interims++; b.end || s.interims > maxInterim {
-			return c.streamError(s, ProtocolError)
+			return c.streamError(s, ProtocolError, "too many interim responses, or nothing behind one")
 		}
 		h.End = true
 		return Event{Kind: Headers, Stream: s.id}, nil
@@ -502,7 +545,7 @@ func (c *Conn) response(s *stream, b block) (Event, error) {
 	default:
 		s.toReceive = h.ContentLength
 		if b.end && h.ContentLength > 0 {
-			return c.streamError(s, ProtocolError)
+			return c.streamError(s, ProtocolError, "body differs from its content-length")
 		}
 	}
 	c.idle = 0
@@ -517,7 +560,7 @@ func (c *Conn) response(s *stream, b block) (Event, error) {
 // trailersOf handles a complete trailer section.
 func (c *Conn) trailersOf(s *stream, b block) (Event, error) {
 	if c.tooLarge || !b.end || s.toReceive > 0 || !c.parseTrailers() {
-		return c.streamError(s, ProtocolError)
+		return c.streamError(s, ProtocolError, "malformed, too large or too early trailers")
 	}
 	c.idle = 0
 	c.peerEnds(s)
@@ -542,7 +585,7 @@ func (c *Conn) priorityFrame(h header, p []byte) (Event, error) {
 		return Event{}, nil
 	}
 	if s := c.streams[h.stream]; s != nil {
-		return c.streamError(s, code)
+		return c.streamError(s, code, "malformed PRIORITY")
 	}
 	// A stream that does not exist cannot be reset.
 	return Event{}, c.fail(code, "malformed PRIORITY")
@@ -724,10 +767,10 @@ func (c *Conn) windowFrame(h header, p []byte) (Event, error) {
 		return Event{}, nil
 	}
 	if n == 0 {
-		return c.streamError(s, ProtocolError)
+		return c.streamError(s, ProtocolError, "WINDOW_UPDATE of nothing")
 	}
 	if s.sendWindow += n; s.sendWindow > maxWindow {
-		return c.streamError(s, FlowControlError)
+		return c.streamError(s, FlowControlError, "window larger than 2^31-1")
 	}
 	if s.waiting && s.sendWindow > 0 && c.sendWindow > 0 && !c.full() {
 		s.waiting = false
