@@ -85,8 +85,10 @@ func (x *exchange) repeat(unsent, unreachable bool) bool {
 	}
 	x.connect(another)
 	if x.active && x.up != nil {
-		// A connection of the pool: nobody else will send what it was just given.
+		// A connection of the pool: nobody else will send what it was just given, or
+		// have the rest of the request read.
 		x.up.push()
+		x.down.wake()
 	}
 	return true
 }

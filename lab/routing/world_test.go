@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	neturl "net/url"
 	"os"
 	"slices"
 	"strings"
@@ -472,7 +473,17 @@ func (w *world) explain(r request) *explain.Explanation {
 	if strings.HasPrefix(url, "/") {
 		url = "http://www.example" + url
 	}
+	u, err := neturl.Parse(url)
+	if err != nil {
+		w.t.Fatal(err)
+	}
 	q := explain.Request{Method: r.method, URL: url}
+	if u.Port() != "" {
+		// The client dials port 80 whatever it says.
+		q.Headers = append(q.Headers, mesh.HeaderValue{Name: "Host", Value: u.Host})
+		u.Host = u.Hostname()
+		q.URL = u.String()
+	}
 	if q.Method == "" {
 		q.Method = "GET"
 	}
