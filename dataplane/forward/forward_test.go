@@ -41,7 +41,7 @@ type bed struct {
 	table    *forward.Table
 }
 
-func newBed(t *testing.T) *bed {
+func newBed(t testing.TB) *bed {
 	m := lab.NewMesh(t)
 	node, err := netns.Open(fmt.Sprintf("/proc/self/fd/%d", m.Netns.FD))
 	must(t, err)
@@ -58,7 +58,7 @@ func newBed(t *testing.T) *bed {
 	return b
 }
 
-func (b *bed) newTable(t *testing.T, d *loader.Datapath, throughStack bool) *forward.Table {
+func (b *bed) newTable(t testing.TB, d *loader.Datapath, throughStack bool) *forward.Table {
 	t.Helper()
 	table, err := forward.New(forward.Config{Datapath: d, Netns: b.node, ThroughStack: throughStack})
 	must(t, err)
@@ -71,7 +71,7 @@ type box struct {
 	ns *netns.Namespace
 }
 
-func (b *bed) add(t *testing.T, name string) *box {
+func (b *bed) add(t testing.TB, name string) *box {
 	t.Helper()
 	s, err := b.registry.Add(t.Context(), workload.Spec{Name: mesh.Name{Namespace: "lab", Name: name}})
 	must(t, err)
@@ -93,7 +93,7 @@ func pair(s *workload.Sandbox) forward.Interface {
 	}
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
