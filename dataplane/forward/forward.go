@@ -82,7 +82,7 @@ type Table struct {
 
 	mu         sync.Mutex
 	interfaces map[mesh.WorkloadIndex]known // guarded by mu
-	unchecked  bool                         // guarded by mu: the kernel has no tcx, and that was said
+	classifies bool                         // guarded by mu: the kernel has no tcx
 }
 
 // known is what the kernel has for a workload.
@@ -153,16 +153,7 @@ func (t *Table) add(i *Interface, of bpf.MeshInterface, neighbour bpf.MeshNeighb
 	if err := t.maps.Interfaces.Put(neighbour.Ifindex, of); err != nil {
 		return fmt.Errorf("write interface %d: %w", i.HostIfindex, err)
 	}
-	err := t.netns.Do(func() error { return t.datapath.AttachHost(i.NetnsCookie, i.HostIfindex) })
-	if errors.Is(err, link.ErrNotSupported) {
-		if !t.unchecked {
-			t.unchecked = true
-			t.log.Warn("this kernel has no tcx (Linux 6.6 and newer): IPv6 and hardware source addresses of workloads are not checked, "+
-				"and packets between them pass the node's network stack", "error", err)
-		}
-		return nil
-	}
-	if err != nil {
+	if err := t.attach(i); err != nil {
 		return err
 	}
 	for _, a := range i.Addresses {
@@ -180,6 +171,18 @@ func (t *Table) add(i *Interface, of bpf.MeshInterface, neighbour bpf.MeshNeighb
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (t *Table) attach(i *Interface) error {
+	if !t.classifies {
+		err := t.netns.Do(func() error { return t.datapath.AttachHost(i.NetnsCookie, i.HostIfindex) })
+		if !errors.Is(err, link.ErrNotSupported) {
+			return err
+		}
+		t.classifies = true
+		t.log.Info("no tcx (Linux 6.6 and newer): workloads' packets are checked by classifiers")
+	}
+	return t.classify(i.HostIfindex)
 }
 
 // Remove undoes Add, also what an earlier process added; cookie is that of the

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -702,6 +703,46 @@ func TestBadInterface(t *testing.T) {
 		change(&i)
 		if err := b.table.Add(i); err == nil {
 			t.Errorf("%+v was taken", i)
+		}
+	}
+}
+
+// TestClassifier: as a classifier, which kernels before tcx have, the program does the same.
+func TestClassifier(t *testing.T) {
+	b := newBed(t)
+	b.table.Classify()
+	from, to := b.add(t, "a"), b.add(t, "b")
+	links, err := os.ReadDir(filepath.Join(b.Config().Dir, "links"))
+	must(t, err)
+	for _, l := range links {
+		if strings.HasPrefix(l.Name(), "host_") {
+			t.Errorf("there is a link %s, too", l.Name())
+		}
+	}
+	for i, addr := range to.Addresses {
+		before := b.count(t)
+		exchange(t, from, to, i)
+		// Another process puts its own in the place.
+		d, err := loader.Load(b.Config())
+		must(t, err)
+		table := b.newTable(t, d, false)
+		table.Classify()
+		for _, s := range []*box{from, to} {
+			must(t, table.Add(pair(s.Sandbox)))
+		}
+		must(t, d.Close())
+		exchange(t, from, to, i)
+		after := b.count(t)
+		if after.Redirected-before.Redirected < 50 || after.Stack-before.Stack > 10 || after.Spoofed != before.Spoofed {
+			t.Errorf("%s: counts %+v, before %+v", family(addr), after, before)
+		}
+		host, own := from.HardwareAddrs()
+		wire := packetSocket(t, from.ns, "eth0", 0)
+		f := frame{own, host, netip.AddrPortFrom(addr, 7), netip.AddrPortFrom(addr, 9), "forged", false}
+		_, err = unix.Write(wire, f.bytes())
+		must(t, err)
+		if now := b.count(t); now.Spoofed != after.Spoofed+1 {
+			t.Errorf("%s: %d packets dropped, want 1", family(addr), now.Spoofed-after.Spoofed)
 		}
 	}
 }

@@ -118,7 +118,8 @@ func (d *Datapath) detach(pin string) error {
 
 // AttachHost attaches the program for what a workload sends to the node's end of its
 // veth pair. cookie is that of the workload's namespace; the interface is one of
-// the calling thread's namespace. It is link.ErrNotSupported before Linux 6.6.
+// the calling thread's namespace. It is link.ErrNotSupported before Linux 6.6, where
+// HostProgramFD is for a classifier.
 func (d *Datapath) AttachHost(cookie uint64, ifindex int) error {
 	if err := d.attachTCX(d.linkPin(hostPin(cookie)), ifindex); err != nil {
 		return fmt.Errorf("attach the program for packets to interface %d: %w", ifindex, err)
@@ -151,6 +152,10 @@ func (d *Datapath) attachTCX(path string, ifindex int) error {
 	defer made.Close()
 	return pinOver(made, path)
 }
+
+// HostProgramFD is the descriptor of the program that AttachHost attaches. The datapath
+// keeps it.
+func (d *Datapath) HostProgramFD() int { return d.objects.HostIngress.FD() }
 
 // DetachHost undoes AttachHost. It is no error if nothing is attached.
 func (d *Datapath) DetachHost(cookie uint64) error { return d.detach(hostPin(cookie)) }

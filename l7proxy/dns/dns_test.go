@@ -56,6 +56,7 @@ func cluster() mesh.Delta {
 			port("sql", 5432, tcp, endpoint("10.1.0.1:15432", "db-0"), endpoint("10.1.0.2:15432", "db-1"), endpoint("[fd00::1:2]:15432", "db-1"), endpoint("10.1.0.3:15432", "")),
 			port("metrics", 9100, tcp, endpoint("10.1.0.1:9100", "db-0"), endpoint("10.1.0.2:9100", "db-1")),
 		}},
+		&mesh.Service{Name: name("shop/peers"), Headless: true, Hosts: []mesh.Endpoint{endpoint("10.1.0.7:0", "p-0"), endpoint("[fd00::1:7]:0", "")}},
 		&mesh.Service{Name: name("shop/empty"), Headless: true, Ports: []mesh.ServicePort{port("sql", 5432, tcp)}},
 		&mesh.Service{Name: name("shop/ext"), ExternalName: "www.example.com"},
 		&mesh.Service{Name: name("shop/inner"), ExternalName: "web.shop.svc.cluster.local"},
@@ -250,6 +251,10 @@ func TestSpecification(t *testing.T) {
 		// §2.4
 		{"db.shop" + z, dns.TypeA, "NOERROR", "db.shop" + z + " A 10.1.0.1; db.shop" + z + " A 10.1.0.2; db.shop" + z + " A 10.1.0.3"},
 		{"db.shop" + z, dns.TypeAAAA, "NOERROR", "db.shop" + z + " AAAA fd00::1:2"},
+		{"peers.shop" + z, dns.TypeA, "NOERROR", "peers.shop" + z + " A 10.1.0.7"},
+		{"peers.shop" + z, dns.TypeAAAA, "NOERROR", "peers.shop" + z + " AAAA fd00::1:7"},
+		{"p-0.peers.shop" + z, dns.TypeA, "NOERROR", "p-0.peers.shop" + z + " A 10.1.0.7"},
+		{"7.0.1.10.in-addr.arpa.", dns.TypePTR, "NOERROR", "7.0.1.10.in-addr.arpa. PTR p-0.peers.shop" + z},
 		{"empty.shop" + z, dns.TypeA, "NXDOMAIN", ""},
 		{"_sql._tcp.empty.shop" + z, dns.TypeSRV, "NXDOMAIN", ""},
 		{"db-1.db.shop" + z, dns.TypeA, "NOERROR", "db-1.db.shop" + z + " A 10.1.0.2"},
