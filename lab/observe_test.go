@@ -2,6 +2,7 @@ package lab_test
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 )
@@ -117,6 +118,55 @@ func TestMetrics(t *testing.T) {
 			if !old[s] {
 				t.Errorf("port %d has a new series: %s", port, s)
 			}
+		}
+	}
+}
+
+// TestMetricsReference: what a running node serves is in the reference, with its type
+// and its labels.
+func TestMetricsReference(t *testing.T) {
+	page, err := os.ReadFile("../docs/reference/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	type documented struct{ kind, labels string }
+	known := map[string]documented{}
+	for line := range strings.Lines(string(page)) {
+		if cells := strings.Split(line, "|"); len(cells) > 5 && strings.Contains(cells[1], "`sluice_") {
+			known[strings.Trim(cells[1], " `")] = documented{strings.TrimSpace(cells[2]), cells[3]}
+		}
+	}
+	for _, port := range []int{9962, 9964} {
+		a := shared.local.must(t, call{Do: "http", URL: fmt.Sprintf("http://127.0.0.1:%d/metrics", port)})
+		served := 0
+		for line := range strings.Lines(a.Text) {
+			line = strings.TrimSpace(line)
+			if of, ok := strings.CutPrefix(line, "# TYPE sluice_"); ok {
+				name, kind, _ := strings.Cut("sluice_"+of, " ")
+				served++
+				if known[name].kind != kind {
+					t.Errorf("port %d serves %s, a %s; the reference says %q", port, name, kind, known[name].kind)
+				}
+				continue
+			}
+			name, labels, ok := strings.Cut(line, "{")
+			if !ok || !strings.HasPrefix(name, "sluice_") {
+				continue
+			}
+			for _, suffix := range []string{"_bucket", "_sum", "_count"} {
+				if base, ok := strings.CutSuffix(name, suffix); ok && known[base].kind == "histogram" {
+					name = base
+				}
+			}
+			for _, l := range strings.Split(labels, `",`) {
+				label, _, _ := strings.Cut(l, "=")
+				if label != "le" && !strings.Contains(known[name].labels, label) {
+					t.Errorf("port %d: %s has the label %s, which the reference does not know", port, name, label)
+				}
+			}
+		}
+		if served < 5 {
+			t.Errorf("port %d serves %d metrics", port, served)
 		}
 	}
 }

@@ -34,7 +34,7 @@ keys). A flag wins over the environment, the environment over the file.`,
 		SilenceErrors: true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
-	root.AddCommand(nodeCommand(), agentCommand(), proxyCommand(), workerCommand(), probeCommand(), cleanupCommand(), docsCommand())
+	root.AddCommand(nodeCommand(), agentCommand(), proxyCommand(), workerCommand(), probeCommand(), cleanupCommand(), docsCommand(), docsMetricsCommand())
 	switch err := root.ExecuteContext(ctx); {
 	case err == nil:
 	case errors.Is(err, errUsage):
