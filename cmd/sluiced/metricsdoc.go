@@ -180,6 +180,7 @@ func labelMeanings() map[string]labelMeaning {
 		"cause":       {"full (too many waited) or failed (nobody took them)", 2, ""},
 		"result":      {"what came of it, in a word of the metric's meaning", 4, ""},
 		"state":       {"healthy, failed or ejected", 3, ""},
+		"limit":       {"the limit that was reached: request or node", 2, ""},
 		"cluster":     {"`namespace/service/port` of the backend", 0, "clusters that the node's workloads use"},
 		"upstream":    {"address of a name server", 0, "name servers of --dns-upstreams"},
 		"kind":        {"kind of mesh resource", 16, ""},
@@ -202,6 +203,7 @@ var ownBounds = map[string]string{
 	"sluice_proxy_requests_total":           "10,000 that name a route or a workload, and those of `other`; beyond it sluice_proxy_series_overflow_total counts. Series go with their route and their workloads",
 	"sluice_proxy_request_duration_seconds": "1,000 histograms that name a route, and one of `other` for each journey; they go with their route",
 	"sluice_flows_lost_total":               "4",
+	"sluice_proxy_mirrors_total":            "routes that mirror × [reasons](reasons.md) and none",
 }
 
 // seriesBound says how many series a metric can have.
