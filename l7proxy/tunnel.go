@@ -127,7 +127,7 @@ func (t *tunnel) connect(e *upstream.Endpoint) {
 	t.unlimit = release
 	e.Active++
 	t.counted = true
-	t.dial = &upstream.Dial{Done: t.dialed}
+	t.dial = &upstream.Dial{Done: t.dialed, Fallback: e.Additional}
 	if t.d.journey == SocketInbound {
 		t.dial.Source = t.d.peer.Addr().Unmap() // the server sees its client
 	}

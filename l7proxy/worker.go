@@ -356,7 +356,7 @@ func (w *worker) dialPool(pool *upstream.Pool) {
 		pool.Connecting++
 		w.metrics.connects.Inc()
 		p := &poolDial{w: w, pool: pool, release: release}
-		p.Done, p.Source = p.done, pool.Endpoint.Source
+		p.Done, p.Source, p.Fallback = p.done, pool.Endpoint.Source, pool.Endpoint.Additional
 		w.dialer.Start(pool.Workload, pool.Endpoint.AddrPort, &p.Dial)
 	}
 }

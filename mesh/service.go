@@ -59,6 +59,9 @@ type ServicePort struct {
 // Endpoint is an address and port behind a service port.
 type Endpoint struct {
 	AddrPort netip.AddrPort
+	// Additional is the same backend's address of the other family, or zero: it is
+	// tried when AddrPort cannot be connected to. Only clusters know it.
+	Additional netip.AddrPort
 	// Workload is zero if the endpoint is not a workload of the mesh.
 	Workload Name
 	Node     string

@@ -97,7 +97,7 @@ func Service(in ServiceInput) []mesh.Resource {
 					Name: cluster, Service: name, Port: port.Port, Protocol: port.AppProtocol,
 					Policy: backendPolicy(in.Service, PolicyFor(in.Policies, name.Name, p.Name), svc.AffinityTimeout),
 				}, p.Name),
-				&mesh.ClusterEndpoints{Cluster: cluster, Endpoints: zoned(&in, oneFamily(spec, port.Endpoints))})
+				&mesh.ClusterEndpoints{Cluster: cluster, Endpoints: zoned(&in, backends(spec, port.Endpoints))})
 			if s, ok := in.Steering[port.Port]; ok && len(svc.VIPs) > 0 {
 				port.Steered = true
 				resources = append(resources, serviceListener(svc, port.Port, s))
@@ -187,26 +187,44 @@ func clusterIPs(spec *corev1.ServiceSpec) []netip.Addr {
 	return out
 }
 
-// oneFamily returns the endpoints of the Service's first family that has some: a
-// backend with two addresses is still one backend to the proxy.
-func oneFamily(spec *corev1.ServiceSpec, list []mesh.Endpoint) []mesh.Endpoint {
+// backends returns a Service's endpoints, each workload once: a backend with two
+// addresses is still one backend to the proxy. Its address is that of the Service's
+// first family. Of endpoints that are no workloads, which may be the same one twice,
+// only those of the first family that has some are backends.
+func backends(spec *corev1.ServiceSpec, list []mesh.Endpoint) []mesh.Endpoint {
 	first := len(spec.IPFamilies) == 0 || spec.IPFamilies[0] == corev1.IPv4Protocol
 	if len(spec.IPFamilies) == 0 && len(list) > 0 {
 		first = list[0].AddrPort.Addr().Is4()
 	}
-	var preferred, other []mesh.Endpoint
+	type key struct {
+		workload mesh.Name
+		port     uint16
+	}
+	var out, other []mesh.Endpoint
+	at := map[key]int{}
 	for _, e := range list {
 		e.Weight, e.Terminating = 0, false
-		if e.AddrPort.Addr().Is4() == first {
-			preferred = append(preferred, e)
-		} else {
+		if e.AddrPort.Addr().Is4() != first {
 			other = append(other, e)
+			continue
+		}
+		if !e.Workload.IsZero() {
+			at[key{e.Workload, e.AddrPort.Port()}] = len(out)
+		}
+		out = append(out, e)
+	}
+	some := len(out) > 0
+	for _, e := range other {
+		i, paired := at[key{e.Workload, e.AddrPort.Port()}]
+		switch {
+		case paired:
+			out[i].Additional = e.AddrPort
+		case !some || !e.Workload.IsZero():
+			out = append(out, e)
 		}
 	}
-	if len(preferred) == 0 {
-		return other
-	}
-	return preferred
+	slices.SortFunc(out, func(a, b mesh.Endpoint) int { return a.AddrPort.Compare(b.AddrPort) })
+	return out
 }
 
 // endpoints returns the endpoints of a port, or of the Service without ports if port is

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -48,6 +49,9 @@ type Dial struct {
 	// Source is the address to connect from; zero: the namespace's own. Without a
 	// Transparent it is left aside.
 	Source netip.Addr
+	// Fallback is tried when the address cannot be connected to, within the same time;
+	// zero: nothing is.
+	Fallback netip.AddrPort
 
 	dialer   *Dialer
 	workload mesh.WorkloadIndex
@@ -147,6 +151,7 @@ func (d *Dial) OnTimer(*loop.Timer) {
 	if d.conn != nil {
 		d.conn.Close()
 	}
+	d.Fallback = netip.AddrPort{}
 	d.finish(nil, ErrTimeout)
 }
 
@@ -158,6 +163,15 @@ func (d *Dial) end() {
 func (d *Dial) finish(c *loop.Conn, err error) {
 	if d.ended {
 		return
+	}
+	if err != nil && d.Fallback.IsValid() {
+		d.to, d.Fallback = d.Fallback, netip.AddrPort{}
+		d.conn, d.waits = nil, 0
+		second := d.connect()
+		if second == nil {
+			return
+		}
+		err = fmt.Errorf("%w, and %s: %w", err, d.to, second)
 	}
 	d.end()
 	d.Done(d, c, err)

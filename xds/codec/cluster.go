@@ -198,6 +198,17 @@ func encodeClusterEndpoints(c *mesh.ClusterEndpoints) (*endpointv3.ClusterLoadAs
 		if e.Node != "" {
 			fields["node"] = structpb.NewStringValue(e.Node)
 		}
+		var additional []*endpointv3.Endpoint_AdditionalAddress
+		if e.Additional.IsValid() {
+			a, err := socketAddress(e.Additional)
+			if err != nil {
+				return nil, below(fmt.Sprintf("Endpoints[%d].Additional", i), err)
+			}
+			if e.Additional.Addr().Is4() == e.AddrPort.Addr().Is4() {
+				return nil, at(fmt.Sprintf("Endpoints[%d].Additional", i), "of the same family")
+			}
+			additional = append(additional, &endpointv3.Endpoint_AdditionalAddress{Address: a})
+		}
 		zone := byZone[e.Zone]
 		if zone == nil {
 			zone = &endpointv3.LocalityLbEndpoints{Locality: &corev3.Locality{Zone: e.Zone}}
@@ -206,7 +217,7 @@ func encodeClusterEndpoints(c *mesh.ClusterEndpoints) (*endpointv3.ClusterLoadAs
 		}
 		zone.LbEndpoints = append(zone.LbEndpoints, &endpointv3.LbEndpoint{
 			HostIdentifier: &endpointv3.LbEndpoint_Endpoint{
-				Endpoint: &endpointv3.Endpoint{Address: address, Hostname: e.Hostname},
+				Endpoint: &endpointv3.Endpoint{Address: address, Hostname: e.Hostname, AdditionalAddresses: additional},
 			},
 			Metadata: metadata(fields),
 		})
@@ -237,6 +248,18 @@ func decodeClusterEndpoints(m *endpointv3.ClusterLoadAssignment) (*mesh.ClusterE
 				Node:     fields["node"].GetStringValue(),
 				Zone:     locality.GetLocality().GetZone(),
 				Hostname: lb.GetEndpoint().GetHostname(),
+			}
+			additional := lb.GetEndpoint().GetAdditionalAddresses()
+			if len(additional) > 1 {
+				return nil, at(field+".endpoint.additional_addresses", "more than one")
+			}
+			for _, a := range additional {
+				if e.Additional, err = addrPort(a.GetAddress()); err != nil {
+					return nil, below(field+".endpoint.additional_addresses[0].address", err)
+				}
+				if e.Additional.Addr().Is4() == e.AddrPort.Addr().Is4() {
+					return nil, at(field+".endpoint.additional_addresses[0].address", "of the same family as address")
+				}
 			}
 			if w := fields["workload"].GetStringValue(); w != "" {
 				namespace, name, ok := strings.Cut(w, "/")

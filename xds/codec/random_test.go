@@ -262,7 +262,11 @@ func (r random) clusterEndpoints() *mesh.ClusterEndpoints {
 	c := &mesh.ClusterEndpoints{Cluster: r.clusterName(), Endpoints: many(r, 5, r.endpoint)}
 	zones := []string{"", "a", "b"}
 	for i := range c.Endpoints {
-		c.Endpoints[i].Zone = zones[r.IntN(3)]
+		e := &c.Endpoints[i]
+		e.Zone = zones[r.IntN(3)]
+		if a := netip.AddrPortFrom(r.addr(), r.port()); a.Addr().Is4() != e.AddrPort.Addr().Is4() {
+			e.Additional = a
+		}
 	}
 	slices.SortFunc(c.Endpoints, func(a, b mesh.Endpoint) int { return a.AddrPort.Compare(b.AddrPort) })
 	return c
