@@ -251,6 +251,13 @@ type Explanation struct {
 	Winner int `json:"winner"`
 	// Filters that change the request or answer it, in words.
 	Filters []string `json:"filters,omitempty"`
+	// Limits are the rule's timeouts and retries, in words.
+	Limits []string `json:"limits,omitempty"`
+	// Location is where the request is redirected to. Authority and Path are what the
+	// backend sees of a request that is forwarded, before the filters of the backend.
+	Location  string `json:"location,omitempty"`
+	Authority string `json:"authority,omitempty"`
+	Path      string `json:"path,omitempty"`
 	// Clusters are where it goes, with weights; empty when it is refused or answered
 	// by the proxy.
 	Clusters []ExplainedCluster `json:"clusters,omitempty"`
@@ -282,6 +289,8 @@ type ExplainedCluster struct {
 	// Share of the requests, 0 to 1.
 	Share     float64    `json:"share"`
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
+	// Filters of the backend alone, in words.
+	Filters []string `json:"filters,omitempty"`
 }
 
 // LogLevels is the answer of GET /loglevel.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/sluice-mesh/sluice/l7proxy/detect"
 	"github.com/sluice-mesh/sluice/l7proxy/loop"
+	"github.com/sluice-mesh/sluice/l7proxy/route"
 	"github.com/sluice-mesh/sluice/l7proxy/upstream"
 	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/observe/flow"
@@ -163,7 +164,7 @@ func (d *downConn) plan(authority []byte) plan {
 	if d.journey == SocketGateway {
 		return gatewayPlan(l, authority, d.isTLS, d.chainName)
 	}
-	table := serviceTable(l, d.source.Namespace)
+	table := route.ServiceTable(l, d.source.Namespace)
 	if table == "" {
 		return plan{reason: flow.ReasonNoRoute}
 	}

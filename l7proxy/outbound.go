@@ -4,6 +4,7 @@ import (
 	"strconv"
 
 	"github.com/sluice-mesh/sluice/l7proxy/detect"
+	"github.com/sluice-mesh/sluice/l7proxy/route"
 	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/observe/flow"
 )
@@ -30,12 +31,12 @@ func (d *downConn) outboundConfigured() {
 		return
 	}
 	d.stopWaiting()
-	if l == nil || serviceTable(l, d.source.Namespace) == "" {
+	if l == nil || route.ServiceTable(l, d.source.Namespace) == "" {
 		d.startTunnel()
 		return
 	}
 	// The first request will need the routes: ask before it is here.
-	if table := serviceTable(l, d.source.Namespace); !d.w.proxy.cfg.Routes.Has(table) {
+	if table := route.ServiceTable(l, d.source.Namespace); !d.w.proxy.cfg.Routes.Has(table) {
 		d.w.want(mesh.KindVirtualHost, table+"/*")
 	}
 	switch d.port.AppProtocol {

@@ -1,8 +1,7 @@
 package l7proxy
 
 import (
-	"bytes"
-
+	"github.com/sluice-mesh/sluice/l7proxy/route"
 	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/observe/flow"
 )
@@ -17,25 +16,12 @@ type plan struct {
 	reason flow.Reason
 }
 
-// serviceTable returns the route table of a service's listener for a client's
-// namespace, empty if no route is attached for it (GEP-1426: a consumer's routes
-// replace the producer's).
-func serviceTable(l *mesh.Listener, clientNamespace string) string {
-	if table, ok := l.ConsumerTables[clientNamespace]; ok && clientNamespace != "" {
-		return table
-	}
-	if len(l.Chains) == 0 {
-		return ""
-	}
-	return l.Chains[0].RouteTable
-}
-
 // gatewayPlan finds the route table for a request to a Gateway's port: of the chain
 // that serves the authority best among those for TLS or for plain text. A TLS
 // connection keeps to its chain, by name; an authority that another chain serves
 // better is misdirected (RFC 9110 §7.4, GEP-3567).
 func gatewayPlan(l *mesh.Listener, authority []byte, tls bool, chain string) plan {
-	best := bestChain(l, authority, tls)
+	best := route.BestChain(l, authority, tls)
 	if best == nil {
 		return plan{reason: flow.ReasonNoChain}
 	}
@@ -46,49 +32,6 @@ func gatewayPlan(l *mesh.Listener, authority []byte, tls bool, chain string) pla
 		return plan{reason: flow.ReasonNoRoute}
 	}
 	return plan{table: best.RouteTable}
-}
-
-// bestChain returns the chain with the most specific server name for an authority:
-// exact, then the longest suffix, then none; the first of equals.
-func bestChain(l *mesh.Listener, authority []byte, tls bool) *mesh.Chain {
-	host := hostOf(authority)
-	var best *mesh.Chain
-	bestScore := -1
-	for i := range l.Chains {
-		c := &l.Chains[i]
-		if (len(c.Certificates) > 0 || c.Passthrough) != tls {
-			continue
-		}
-		score := -1
-		if len(c.ServerNames) == 0 {
-			score = 0
-		}
-		for _, name := range c.ServerNames {
-			score = max(score, nameScore(name, host))
-		}
-		if score > bestScore {
-			best, bestScore = c, score
-		}
-	}
-	return best
-}
-
-// nameScore says how well a pattern names a host, -1 if not at all.
-func nameScore(pattern string, host []byte) int {
-	if len(pattern) > 1 && pattern[0] == '*' && pattern[1] == '.' {
-		suffix := pattern[1:]
-		if len(host) > len(suffix) && equalFold(host[len(host)-len(suffix):], suffix) {
-			return len(suffix)
-		}
-		return -1
-	}
-	if pattern == "*" || pattern == "" {
-		return 0
-	}
-	if equalFold(host, pattern) {
-		return 1 << 16
-	}
-	return -1
 }
 
 // equalFold compares a host with a lower-case name.
@@ -106,18 +49,4 @@ func equalFold(host []byte, name string) bool {
 		}
 	}
 	return true
-}
-
-// hostOf returns an authority without its port and final dot.
-func hostOf(authority []byte) []byte {
-	if len(authority) > 0 && authority[0] == '[' {
-		if i := bytes.IndexByte(authority, ']'); i > 0 {
-			return authority[:i+1]
-		}
-		return authority
-	}
-	if i := bytes.LastIndexByte(authority, ':'); i >= 0 {
-		authority = authority[:i]
-	}
-	return bytes.TrimSuffix(authority, []byte{'.'})
 }

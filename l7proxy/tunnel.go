@@ -9,6 +9,7 @@ import (
 	"github.com/sluice-mesh/sluice/l7proxy/loop"
 	"github.com/sluice-mesh/sluice/l7proxy/message"
 	"github.com/sluice-mesh/sluice/l7proxy/relay"
+	"github.com/sluice-mesh/sluice/l7proxy/route"
 	"github.com/sluice-mesh/sluice/l7proxy/upstream"
 	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/observe/flow"
@@ -51,7 +52,7 @@ func (d *downConn) startTunnel() {
 // routed reports whether routes are attached for the connection's client.
 func (d *downConn) routed() bool {
 	l := d.current()
-	return l != nil && serviceTable(l, d.source.Namespace) != ""
+	return l != nil && route.ServiceTable(l, d.source.Namespace) != ""
 }
 
 func (t *tunnel) configChanged() { t.choose() }

@@ -127,6 +127,14 @@ func writeExplanation(w io.Writer, colored bool, e *admin.Explanation) error {
 	for _, f := range e.Filters {
 		fmt.Fprintln(w, "filter: "+printable(f))
 	}
+	for _, c := range e.Clusters {
+		for _, f := range c.Filters {
+			fmt.Fprintln(w, "filter of "+printable(c.Name)+": "+printable(f))
+		}
+	}
+	for _, l := range e.Limits {
+		fmt.Fprintln(w, printable(l))
+	}
 	verdict, color := outcome(e)
 	_, err := fmt.Fprintln(w, paint(printable(verdict), color, colored))
 	return err
@@ -183,10 +191,16 @@ func outcome(e *admin.Explanation) (text, color string) {
 		}
 	case e.Status != 0:
 		text, color = fmt.Sprintf("answered by the node proxy with %d", e.Status), cyan
+		if e.Location != "" {
+			text += ", location " + e.Location
+		}
 	case e.Listener == "":
 		text, color = "not for the node proxy", cyan
 	default:
 		text, color = "forwarded", green
+		if e.Path != "" {
+			text += " as " + e.Path + " of " + e.Authority
+		}
 	}
 	if e.Detail != "" {
 		text += " (" + e.Detail + ")"

@@ -35,6 +35,7 @@ func (w *worker) Explain(ctx context.Context, r admin.ExplainRequest) (*admin.Ex
 	out := &admin.Explanation{
 		Request: r, Table: found.Routing.Table, Host: found.Routing.Hostname, Winner: found.Routing.Winner,
 		Status: found.Status, Reason: found.Reason.String(), Detail: found.Detail,
+		Location: found.Location, Authority: found.Authority, Path: found.Path,
 	}
 	if found.Listener != nil {
 		out.Listener = found.Listener.Name
@@ -47,7 +48,7 @@ func (w *worker) Explain(ctx context.Context, r admin.ExplainRequest) (*admin.Ex
 		out.Considered = append(out.Considered, rule)
 	}
 	if winner := found.Winner(); winner != nil {
-		out.Filters = explain.Filters(winner.Filters)
+		out.Filters, out.Limits = explain.Filters(winner.Filters), explain.Limits(winner)
 		out.Clusters = w.explainClusters(winner)
 	}
 	return out, nil
@@ -60,7 +61,7 @@ func (w *worker) explainClusters(rule *mesh.Rule) []admin.ExplainedCluster {
 	}
 	var out []admin.ExplainedCluster
 	for _, c := range rule.Clusters {
-		ec := admin.ExplainedCluster{Name: c.Cluster, Weight: c.Weight}
+		ec := admin.ExplainedCluster{Name: c.Cluster, Weight: c.Weight, Filters: explain.Filters(c.Filters)}
 		if sum > 0 {
 			ec.Share = float64(c.Weight) / sum
 		}

@@ -15,7 +15,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
+	"github.com/sluice-mesh/sluice/l7proxy/filter"
 	"github.com/sluice-mesh/sluice/l7proxy/message"
 	"github.com/sluice-mesh/sluice/l7proxy/route"
 	"github.com/sluice-mesh/sluice/mesh"
@@ -59,6 +61,11 @@ type Explanation struct {
 	Routing route.Explanation
 	// Rules of the virtual host in Routing.
 	Rules []mesh.Rule
+	// Location is where the request is redirected to.
+	Location string
+	// Authority and Path are what a backend sees once the rule's filters have edited
+	// them; those of the backend come on top.
+	Authority, Path string
 	// Status and Reason are the proxy's own answer, if it gives one.
 	Status int
 	Reason flow.Reason
@@ -104,7 +111,21 @@ func (e *Explainer) Explain(ctx context.Context, r Request) (*Explanation, error
 	switch {
 	case t.gateway != nil:
 		out.Listener = t.gateway
-		table = t.chain.RouteTable
+		secure := u.Scheme == "https"
+		best := route.BestChain(t.gateway, head.Authority, secure)
+		switch {
+		case best == nil:
+			out.Status, out.Reason = 404, flow.ReasonNoChain
+			return out, nil
+		case secure && best.Name != t.chain.Name:
+			out.Status, out.Reason = 421, flow.ReasonMisdirected
+			out.Detail = fmt.Sprintf("the connection for %s belongs to listener %s, the authority to %s", u.Hostname(), t.chain.Name, best.Name)
+			return out, nil
+		case best.RouteTable == "":
+			out.Status, out.Reason = 404, flow.ReasonNoRoute
+			return out, nil
+		}
+		table = best.RouteTable
 	case t.service == nil:
 		out.Detail = fmt.Sprintf("%s is neither a service nor a gateway's host: the connection is not steered", u.Host)
 		return out, nil
@@ -124,10 +145,7 @@ func (e *Explainer) Explain(ctx context.Context, r Request) (*Explanation, error
 			return out, nil
 		}
 		out.Listener = l
-		table = l.Chains[0].RouteTable
-		if consumer, ok := l.ConsumerTables[r.From.Namespace]; ok {
-			table = consumer
-		}
+		table = route.ServiceTable(l, r.From.Namespace)
 	}
 	path, ok := route.NormalizePath(nil, head.Path)
 	if !ok {
@@ -142,26 +160,32 @@ func (e *Explainer) Explain(ctx context.Context, r Request) (*Explanation, error
 			out.Rules = v.Rules
 		}
 	}
-	e.answer(out)
+	answer(out, head, filter.Origin{Scheme: u.Scheme, Port: port})
 	return out, nil
 }
 
-// answer fills in the answer that the proxy gives by itself.
-func (e *Explainer) answer(out *Explanation) {
+// answer fills in the answer that the proxy gives by itself, or what it forwards.
+func answer(out *Explanation, head *message.Head, origin filter.Origin) {
 	w := out.Winner()
 	if w == nil {
 		out.Status, out.Reason = 404, flow.ReasonNoRoute
 		return
 	}
-	for _, f := range w.Filters {
-		if f.Redirect != nil {
-			out.Status = f.Redirect.Status
-			return
-		}
+	var scratch filter.Scratch
+	if filter.CORS(w.Filters) != nil && filter.Preflight(head) {
+		out.Status, out.Detail = 200, "a preflight request, which the CORS filter answers"
+		return
+	}
+	if status, location, ok := filter.Redirect(w, w.Filters, head, origin, &scratch); ok {
+		out.Status, out.Location = status, string(location)
+		return
 	}
 	if !slices.ContainsFunc(w.Clusters, func(c mesh.WeightedCluster) bool { return c.Cluster != "" && c.Weight > 0 }) {
 		out.Status, out.Reason = 500, flow.ReasonNoBackend
+		return
 	}
+	filter.Request(head, w, &scratch)
+	out.Authority, out.Path = string(head.Authority), string(head.Path)
 }
 
 func portOf(u *url.URL) (uint16, error) {
@@ -239,34 +263,20 @@ func (e *Explainer) gateway(accept func(*mesh.Listener) bool, u *url.URL, author
 	slices.SortFunc(listeners, func(a, b *mesh.Listener) int { return strings.Compare(a.Name, b.Name) })
 	var first target
 	for _, l := range listeners {
-		for i := range l.Chains {
-			c := &l.Chains[i]
-			if (u.Scheme == "https") != (len(c.Certificates) > 0) || !serves(c.ServerNames, u.Hostname()) {
-				continue
-			}
-			t := target{gateway: l, chain: c}
-			if _, host := e.Routes.Match(c.RouteTable, &route.Request{Method: []byte("GET"), Authority: []byte(authority), Path: []byte("/")}); host {
-				return t
-			}
-			if first.gateway == nil {
-				first = t
-			}
-			break // the first chain that matches takes the connection
+		// The name that a TLS client asks for is the URL's, whatever Host says.
+		c := route.BestChain(l, []byte(u.Hostname()), u.Scheme == "https")
+		if c == nil {
+			continue
+		}
+		t := target{gateway: l, chain: c}
+		if _, host := e.Routes.Match(c.RouteTable, &route.Request{Method: []byte("GET"), Authority: []byte(authority), Path: []byte("/")}); host {
+			return t
+		}
+		if first.gateway == nil {
+			first = t
 		}
 	}
 	return first
-}
-
-// serves reports whether SNI patterns admit a name.
-func serves(patterns []string, name string) bool {
-	if len(patterns) == 0 {
-		return true
-	}
-	name = strings.ToLower(name)
-	return slices.ContainsFunc(patterns, func(p string) bool {
-		suffix, wildcard := strings.CutPrefix(p, "*")
-		return p == name || wildcard && strings.HasSuffix(name, suffix) && len(name) > len(suffix)
-	})
 }
 
 // Conditions returns a rule's match in words.
@@ -304,9 +314,57 @@ func Filters(filters []mesh.Filter) []string {
 			out = append(out, fmt.Sprintf("redirect with %d", f.Redirect.Status))
 		case f.Rewrite != nil:
 			out = append(out, "rewrite: "+rewrite(f.Rewrite))
+		case f.Mirror != nil:
+			out = append(out, fmt.Sprintf("mirror of %.4g%% to %s", 100*float64(f.Mirror.PerMillion)/mesh.EveryRequest, f.Mirror.Cluster))
+		case f.CORS != nil:
+			out = append(out, "CORS: "+cors(f.CORS))
 		}
 	}
 	return out
+}
+
+// Limits returns a rule's timeouts and retries in words.
+func Limits(r *mesh.Rule) []string {
+	var out []string
+	for _, t := range []struct {
+		what string
+		d    time.Duration
+	}{{"request", r.Timeouts.Request}, {"try", r.Timeouts.Backend}} {
+		if t.d > 0 {
+			out = append(out, fmt.Sprintf("timeout of the %s: %s", t.what, t.d))
+		}
+	}
+	if retry := r.Retry; retry != nil {
+		causes := []string{"a failed connection"}
+		if r.Timeouts.Backend > 0 {
+			causes = append(causes, "the timeout of a try")
+		}
+		for _, code := range retry.Codes {
+			causes = append(causes, strconv.Itoa(code))
+		}
+		text := fmt.Sprintf("retries: up to %d after %s", retry.Attempts, strings.Join(causes, ", "))
+		if retry.Backoff > 0 {
+			text += fmt.Sprintf(", backoff from %s", retry.Backoff)
+		}
+		out = append(out, text)
+	}
+	return out
+}
+
+func cors(c *mesh.CORS) string {
+	parts := []string{"origins " + strings.Join(c.AllowOrigins, " ")}
+	for _, l := range []struct {
+		what string
+		list []string
+	}{{"methods", c.AllowMethods}, {"headers", c.AllowHeaders}, {"exposes", c.ExposeHeaders}} {
+		if len(l.list) > 0 {
+			parts = append(parts, l.what+" "+strings.Join(l.list, " "))
+		}
+	}
+	if c.AllowCredentials {
+		parts = append(parts, "credentials")
+	}
+	return strings.Join(parts, ", ")
 }
 
 func headerEdit(e *mesh.HeaderEdit) string {

@@ -6,10 +6,12 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sluice-mesh/sluice/l7proxy/route"
 	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/mesh/store"
+	"github.com/sluice-mesh/sluice/observe/flow"
 )
 
 func explainer() *Explainer {
@@ -96,5 +98,60 @@ func TestExplainRefusesNonsense(t *testing.T) {
 	}
 	if _, err := e.Explain(context.Background(), Request{Method: "GET", URL: "http://reviews/", From: mesh.Name{Namespace: "a", Name: "b"}}); !errors.Is(err, ErrNoWorkload) {
 		t.Error(err)
+	}
+}
+
+// TestExplainFilters: what the filters and limits of the winner do to the request.
+func TestExplainFilters(t *testing.T) {
+	e := explainer()
+	rule := func(path string, filters ...mesh.Filter) mesh.Rule {
+		return mesh.Rule{
+			Route: mesh.Name{Namespace: "shop", Name: "f"}, RouteKind: "HTTPRoute", Match: mesh.Match{PathKind: mesh.MatchPrefix, Path: path},
+			Filters: filters, Clusters: []mesh.WeightedCluster{{Cluster: "shop/a/80", Weight: 1}},
+			Timeouts: mesh.Timeouts{Request: time.Second, Backend: time.Millisecond}, Retry: &mesh.Retry{Attempts: 2, Codes: []int{503}, Backoff: 5 * time.Millisecond},
+		}
+	}
+	e.Store.Commit(mesh.Delta{Upserts: []mesh.Resource{
+		&mesh.Listener{
+			Name: "gateway/shop/edge/443", Type: mesh.ListenerGateway, Port: 443,
+			Chains: []mesh.Chain{
+				{Name: "any", ServerNames: []string{"*.example"}, Certificates: []string{"shop/tls"}, RouteTable: "gateway/shop/edge/443/https"},
+				{Name: "one", ServerNames: []string{"one.example"}, Certificates: []string{"shop/tls"}, RouteTable: "gateway/shop/edge/443/one"},
+			},
+		},
+		&mesh.VirtualHost{Table: "gateway/shop/edge/443/https", Hostname: "shop.example", Rules: []mesh.Rule{
+			rule("/old", mesh.Filter{Redirect: &mesh.Redirect{Scheme: "http", Status: 301, Path: &mesh.PathEdit{Kind: mesh.PathReplacePrefix, Value: "/new"}}}),
+			rule("/in", mesh.Filter{Rewrite: &mesh.Rewrite{Hostname: "inner", Path: &mesh.PathEdit{Kind: mesh.PathReplacePrefix, Value: "/"}}}, mesh.Filter{Mirror: &mesh.Mirror{Cluster: "shop/b/80", PerMillion: 250_000}}),
+			rule("/cors", mesh.Filter{CORS: &mesh.CORS{AllowOrigins: []string{"*"}}}),
+		}},
+	}})
+	for _, test := range []struct {
+		method, url string
+		header      []mesh.HeaderValue
+		want        Explanation
+	}{
+		{"GET", "https://shop.example/old/a?b", nil, Explanation{Status: 301, Location: "http://shop.example/new/a?b"}},
+		{"GET", "https://shop.example/in/a?b", nil, Explanation{Authority: "inner", Path: "/a?b"}},
+		{"GET", "https://shop.example/cors", []mesh.HeaderValue{{Name: "Origin", Value: "https://o"}}, Explanation{Authority: "shop.example", Path: "/cors"}},
+		{"OPTIONS", "https://shop.example/cors", []mesh.HeaderValue{{Name: "Origin", Value: "https://o"}, {Name: "Access-Control-Request-Method", Value: "PUT"}}, Explanation{Status: 200}},
+		{"GET", "https://shop.example/in", []mesh.HeaderValue{{Name: "Host", Value: "one.example"}}, Explanation{Status: 421, Reason: flow.ReasonMisdirected}},
+	} {
+		got, err := e.Explain(context.Background(), Request{Method: test.method, URL: test.url, Headers: test.header})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Status != test.want.Status || got.Reason != test.want.Reason || got.Location != test.want.Location || got.Authority != test.want.Authority || got.Path != test.want.Path {
+			t.Errorf("%s %s: %+v", test.method, test.url, got)
+		}
+	}
+	got, err := e.Explain(context.Background(), Request{Method: "GET", URL: "https://shop.example/in"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if filters := strings.Join(Filters(got.Winner().Filters), "; "); filters != "rewrite: host to inner, path prefix to /; mirror of 25% to shop/b/80" {
+		t.Errorf("filters: %s", filters)
+	}
+	if limits := strings.Join(Limits(got.Winner()), "; "); limits != "timeout of the request: 1s; timeout of the try: 1ms; retries: up to 2 after a failed connection, the timeout of a try, 503, backoff from 5ms" {
+		t.Errorf("limits: %s", limits)
 	}
 }
