@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"strings"
 	"testing"
 
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -50,6 +51,25 @@ func TestUnsafeValues(t *testing.T) {
 		}
 		if len(rules) != 1 || (len(rules[0].Clusters) == 0) == test.ok || (len(rules[0].Filters) == 0) == test.ok {
 			t.Errorf("%s: rules %+v", name, rules)
+		}
+	}
+}
+
+// TestGRPCExtensionRef wants a filter that nobody knows to drop the rule, in words.
+func TestGRPCExtensionRef(t *testing.T) {
+	ref := &gatewayv1.LocalObjectReference{Group: "example.com", Kind: "Auth", Name: "auth"}
+	filters := []gatewayv1.GRPCRouteFilter{{Type: gatewayv1.GRPCRouteFilterExtensionRef, ExtensionRef: ref}}
+	route := &gatewayv1.GRPCRoute{Spec: gatewayv1.GRPCRouteSpec{Rules: []gatewayv1.GRPCRouteRule{
+		{Filters: filters, BackendRefs: []gatewayv1.GRPCBackendRef{{}}},
+		{BackendRefs: []gatewayv1.GRPCBackendRef{{Filters: filters}}},
+	}}}
+	rules, dropped := Route(route, graph.Backends{Clusters: [][]string{{"shop/reviews/80"}, {"shop/reviews/80"}}})
+	if len(dropped) != 2 || len(rules) != 2 {
+		t.Fatalf("%d rules, dropped %v", len(rules), dropped)
+	}
+	for i, d := range dropped {
+		if !strings.Contains(d.Why, "extensionRef: Auth auth") || len(rules[i].Clusters) != 0 {
+			t.Errorf("rule %d: %q, clusters %v", i, d.Why, rules[i].Clusters)
 		}
 	}
 }
