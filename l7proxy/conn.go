@@ -113,6 +113,10 @@ func (d *downConn) OnTimer(*loop.Timer) {
 			d.fail(flow.ReasonIdleTimeout, "")
 			return
 		}
+		if d.in != nil {
+			d.outboundDetected(detect.Guess(d.unread()))
+			return
+		}
 		// A server that speaks first must not be kept waiting.
 		d.startTunnel()
 	case modeHandshake:

@@ -5,11 +5,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -488,4 +490,150 @@ func TestBufferedBytesBudget(t *testing.T) {
 		t.Errorf("flow %+v", f)
 	}
 	c.Close()
+}
+
+// TestServerSpeaksFirst: a client that waits for its server's greeting gets it without
+// the grace that clients of unknown protocol have.
+func TestServerSpeaksFirst(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.Limits.SniffGrace = time.Hour })
+	backend := tcpServer(t, func(c *net.TCPConn) {
+		io.WriteString(c, "\x0a8.4.0\x00") // as MySQL does
+		io.Copy(c, c)
+	})
+	l.commit(routed(web(mesh.AppProtocolUnknown, backend), to(webCluster))...)
+	for range 3 {
+		c := dial(t, l.outbound(vip))
+		got := make([]byte, 7)
+		if _, err := io.ReadFull(c, got); err != nil || string(got) != "\x0a8.4.0\x00" {
+			t.Fatalf("%q %v", got, err)
+		}
+		io.WriteString(c, "login")
+		if _, err := io.ReadFull(c, got[:5]); err != nil || string(got[:5]) != "login" {
+			t.Fatalf("%q %v", got, err)
+		}
+	}
+}
+
+// speaking waits until the proxy takes its only connection for what protocol says.
+func (l *lab) speaking(protocol string) {
+	l.t.Helper()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); runtime.Gosched() {
+		conns, err := l.proxy.Snapshot(context.Background())
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		if len(conns) == 1 && conns[0].Protocol == protocol {
+			return
+		}
+	}
+	l.t.Fatalf("the connection does not become %s", protocol)
+}
+
+// TestSlowBeginning: a client that begins as only HTTP does, and is slow, does not get
+// around the routes when the grace is over; one that begins with what may be anything
+// reaches the service itself.
+func TestSlowBeginning(t *testing.T) {
+	for _, test := range []struct {
+		first, rest string
+		protocol    string
+	}{
+		{"GET /", " HTTP/1.1\r\nHost: web\r\n\r\n", "http/1.1"},
+		{"PRI * HTTP", "/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", "h2"},
+		{"PING", "", "tcp"},
+		{"\x16\x03\x01", "", "tcp"},
+	} {
+		for _, silent := range []bool{false, true} { // at first, so that the server is asked to speak
+			t.Run(fmt.Sprintf("%q silent=%v", test.first, silent), func(t *testing.T) {
+				l := newLab(t, func(c *Config) { c.Limits.SniffGrace = time.Millisecond })
+				raw := make(chan string, 4)
+				all := routed(web(mesh.AppProtocolUnknown, tcpServer(t, func(c *net.TCPConn) {
+					b, _ := io.ReadAll(c)
+					raw <- string(b)
+				})), to("shop/other/80"))
+				l.commit(append(all, cluster("shop/other/80", ""), clusterEndpoints("shop/other/80", httpServer(t, http.NotFoundHandler())))...)
+				c := dial(t, l.outbound(vip))
+				if silent {
+					l.speaking("tcp")
+				}
+				io.WriteString(c, test.first)
+				if test.protocol == "tcp" {
+					c.CloseWrite()
+					for got := range raw {
+						if got == test.first {
+							return
+						}
+					}
+				}
+				l.speaking(test.protocol)
+				io.WriteString(c, test.rest)
+				if b, err := bufio.NewReader(c).Peek(9); err != nil || test.protocol == "http/1.1" && string(b) != "HTTP/1.1 " || test.protocol == "h2" && b[3] != 4 {
+					t.Fatalf("%q %v", b, err)
+				}
+				select {
+				case got := <-raw:
+					if got != "" {
+						t.Errorf("the service itself got %q", got)
+					}
+				default:
+				}
+			})
+		}
+	}
+}
+
+// TestUnknownTLS: TLS on a port of unknown protocol passes to the service itself.
+func TestUnknownTLS(t *testing.T) {
+	ca := newAuthority(t)
+	l := newLab(t)
+	l.commit(routed(web(mesh.AppProtocolUnknown, tlsServer(t, "hello", ca.issue("s", "a.test"))), to("shop/other/80"))...)
+	c := tls.Client(dial(t, l.outbound(vip)), &tls.Config{ServerName: "a.test", RootCAs: ca.pool()})
+	if err := c.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
+// TestTunnelReset: a reset of either side reaches the other as one, also while the
+// proxy reads neither because the other is slow.
+func TestTunnelReset(t *testing.T) {
+	for _, full := range []bool{false, true} {
+		t.Run(fmt.Sprintf("client full=%v", full), func(t *testing.T) {
+			l := newLab(t)
+			ended := make(chan error, 1)
+			begun, read := make(chan struct{}), make(chan struct{})
+			l.commit(web(mesh.AppProtocolTCP, tcpServer(t, func(c *net.TCPConn) {
+				close(begun)
+				<-read
+				_, err := io.Copy(io.Discard, c)
+				ended <- err
+			}))...)
+			c := dial(t, l.outbound(vip))
+			io.WriteString(c, "x")
+			<-begun
+			if full {
+				c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+				for err := error(nil); err == nil; {
+					_, err = c.Write(make([]byte, 1<<20))
+				}
+			}
+			c.SetLinger(0)
+			c.Close()
+			if f := l.flow("reset", func(f *flow.Flow) bool { return f.Type == flow.TypeTCP }); f.Reason != flow.ReasonDownstreamReset {
+				t.Errorf("%s %s", f.Reason, f.Detail)
+			}
+			close(read)
+			if err := <-ended; err == nil {
+				t.Error("the endpoint saw an end in good order")
+			}
+		})
+	}
+	t.Run("endpoint", func(t *testing.T) {
+		l := newLab(t)
+		l.commit(web(mesh.AppProtocolTCP, tcpServer(t, func(c *net.TCPConn) { c.Read(make([]byte, 1)); c.SetLinger(0) }))...)
+		c := dial(t, l.outbound(vip))
+		io.WriteString(c, "x")
+		if _, err := io.ReadAll(c); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("the client saw %v", err)
+		}
+	})
 }

@@ -175,7 +175,7 @@ func TestUpstreamTLS(t *testing.T) {
 		} {
 			t.Run(network+"/"+test.name, func(t *testing.T) {
 				l := newLab(t)
-				l.commit(routed(web("", backend.addr), to(webCluster))...)
+				l.commit(routed(web(mesh.AppProtocolHTTP, backend.addr), to(webCluster))...)
 				l.commit(secured(cluster(webCluster, test.protocol), &test.tls))
 				c := h1client(t, l.outbound(vip))
 				before := backend.accepted.Load()
@@ -210,7 +210,7 @@ func TestUpstreamTLSRotation(t *testing.T) {
 	ca, other := newAuthority(t), newAuthority(t)
 	backend := newTLSBackend(t, "tcp", &tls.Config{Certificates: []tls.Certificate{pair(t, ca.issue("s", "a.test"))}}, http.HandlerFunc(sawTLS))
 	l := newLab(t)
-	l.commit(routed(web("", backend.addr), to(webCluster))...)
+	l.commit(routed(web(mesh.AppProtocolHTTP, backend.addr), to(webCluster))...)
 	c := h1client(t, l.outbound(vip))
 	for i, test := range []struct {
 		roots    []byte
@@ -311,7 +311,7 @@ func TestUpgradeUpstreamTLS(t *testing.T) {
 		io.Copy(c, rw)
 	}))
 	l := newLab(t)
-	l.commit(routed(web("", backend.addr), to(webCluster))...)
+	l.commit(routed(web(mesh.AppProtocolHTTP, backend.addr), to(webCluster))...)
 	l.commit(secured(cluster(webCluster, ""), &mesh.UpstreamTLS{ServerName: "a.test", RootsPEM: ca.pem}))
 	c := dial(t, l.outbound(vip))
 	io.WriteString(c, "GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")

@@ -49,15 +49,42 @@ func (d *downConn) outboundConfigured() {
 			d.after(int64(d.w.limits.IdleTimeout))
 		}
 		d.detect()
+		if d.mode == modeDetect && d.in == nil && d.port.AppProtocol == mesh.AppProtocolUnknown && !d.w.speaksFirst(d.listenerName) {
+			// The server may be the one to speak first, and is not kept waiting for the
+			// grace: the tunnel listens for a client that speaks HTTP.
+			d.startTunnel()
+		}
 	default:
 		d.startTunnel()
 	}
+}
+
+// speaksFirst reports whether the last client of a port whose protocol is unknown spoke
+// HTTP, so that its server will hardly speak first.
+func (w *worker) speaksFirst(listener string) bool {
+	_, ok := w.httpPorts[listener]
+	return ok
+}
+
+// noteFirst notes who spoke first on a port whose protocol is unknown.
+func (w *worker) noteFirst(listener string, client bool) {
+	if !client {
+		delete(w.httpPorts, listener)
+		return
+	}
+	if len(w.httpPorts) >= spare {
+		clear(w.httpPorts)
+	}
+	w.httpPorts[listener] = struct{}{}
 }
 
 func (d *downConn) outboundDetected(kind detect.Kind) {
 	if d.journey == SocketInbound {
 		d.inboundDetected(kind)
 		return
+	}
+	if d.port.AppProtocol == mesh.AppProtocolUnknown {
+		d.w.noteFirst(d.listenerName, kind == detect.HTTP1 || kind == detect.HTTP2)
 	}
 	switch kind {
 	case detect.HTTP1:

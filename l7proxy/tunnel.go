@@ -33,6 +33,7 @@ type tunnel struct {
 	counted  bool
 	unlimit  func() // of the cluster's limit of connections
 	tries    int
+	guessing bool // too few bytes of the client are here to tell its protocol; the timer bounds that
 
 	x  *exchange // of an upgrade
 	h1 *h1down
@@ -243,6 +244,18 @@ func (t *tunnel) ready() {
 	if d.alone && !t.listen() {
 		return
 	}
+	if d.alone && t.running {
+		// Neither side has said enough; the relay must not read what listen holds.
+		switch {
+		case d.c.Failed():
+			t.end(flow.ReasonDownstreamReset, "")
+		case d.gone:
+			t.end(flow.ReasonNone, "")
+		case d.readable():
+			d.c.Again()
+		}
+		return
+	}
 	if !t.running {
 		if d.c.Failed() {
 			t.end(flow.ReasonDownstreamReset, "")
@@ -266,15 +279,17 @@ func (t *tunnel) ready() {
 		t.failed(err)
 		return
 	}
+	if d.c.Failed() {
+		// It is not read while the endpoint is slow; nobody wants what waits.
+		t.end(flow.ReasonDownstreamReset, "reset")
+		return
+	}
 	if done && d.pending() == 0 && (t.upWire == nil || t.upWire.pending() == 0) {
 		t.end(flow.ReasonNone, "")
 		return
 	}
 	if more {
 		d.c.Again()
-	}
-	if d.gone && d.alone {
-		t.end(flow.ReasonNone, "")
 	}
 }
 
@@ -284,6 +299,9 @@ func (t *tunnel) listen() bool {
 	d := t.d
 	if _, fromUp := t.relay.Moved(); t.running && (fromUp > 0 || t.up.Readable()) {
 		d.alone = false // the server speaks first
+		if d.journey == SocketOutbound {
+			d.w.noteFirst(d.listenerName, false)
+		}
 		if d.in != nil {
 			if err := t.relay.Inject(relay.Downstream, d.unread()); err != nil {
 				t.end(flow.ReasonOverLimit, "")
@@ -313,13 +331,28 @@ func (t *tunnel) listen() bool {
 		kind, decided = detect.Other, true
 	}
 	if !decided {
+		if !t.guessing {
+			t.guessing = true
+			d.after(int64(d.w.limits.SniffGrace))
+		}
 		return true
 	}
+	return t.heard(kind)
+}
+
+// heard acts on what the client, the first to speak, turned out to speak. It reports
+// whether the connection is still a tunnel.
+func (t *tunnel) heard(kind detect.Kind) bool {
+	d := t.d
 	d.alone = false
 	if kind == detect.HTTP1 || kind == detect.HTTP2 {
 		t.abandon()
 		d.outboundDetected(kind)
 		return false
+	}
+	if t.guessing {
+		t.guessing = false
+		d.after(int64(d.w.limits.TCPIdleTimeout))
 	}
 	if t.running {
 		if err := t.relay.Inject(relay.Downstream, d.unread()); err != nil {
@@ -387,6 +420,15 @@ func (t *tunnel) timeout() {
 		d.waiting = false
 		t.end(flow.ReasonNoBackend, "configuration did not arrive in time")
 		return
+	}
+	if t.guessing {
+		if d.alone {
+			if t.heard(detect.Guess(d.unread())) {
+				t.ready()
+			}
+			return
+		}
+		t.guessing = false
 	}
 	limit := int64(d.w.limits.TCPIdleTimeout)
 	last := d.opened

@@ -52,6 +52,8 @@ type worker struct {
 	recheck  atomic.Bool  // a recheck is posted
 	wanted   map[mesh.Ref]int64
 
+	httpPorts map[string]struct{} // listeners of unknown protocol whose last client spoke HTTP
+
 	originations map[string]*origination // by cluster
 	securing     map[*securing]struct{}
 	mirrors      []*mirror // under way
@@ -80,6 +82,7 @@ func newWorker(p *Proxy, id int) (*worker, error) {
 		cipher:     make([]byte, 64<<10),
 		listeners:  map[*socket]*loop.Listener{},
 		wanted:     map[mesh.Ref]int64{},
+		httpPorts:  map[string]struct{}{},
 
 		originations: map[string]*origination{},
 		securing:     map[*securing]struct{}{},

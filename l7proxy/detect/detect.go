@@ -106,6 +106,27 @@ func Detect(first []byte) (k Kind, decided bool) {
 	return Other, true
 }
 
+// Guess names what an undecided beginning is taken for when no more bytes come: HTTP1 once
+// a registered method and the first octet of a target are there, HTTP2 once more of the
+// preface is there than any method has. Nobody else is known to begin so and then wait,
+// and whoever does must not get around routes by being slow. All else is Other.
+func Guess(first []byte) Kind {
+	if _, decided := Detect(first); decided {
+		k, _ := Detect(first)
+		return k
+	}
+	const enough = len("PRI *")
+	if len(first) >= enough && bytes.HasPrefix([]byte(preface), first) {
+		return HTTP2
+	}
+	line := bytes.TrimPrefix(first, []byte("\r\n"))
+	method, target, ok := bytes.Cut(line, []byte{' '})
+	if ok && known(method) && len(target) > 0 {
+		return HTTP1
+	}
+	return Other
+}
+
 // beginsTarget reports whether rest, what follows a method as far as it is known, begins like a
 // request target of RFC 9112 §3.2.
 func beginsTarget(method, rest []byte) bool {
