@@ -198,7 +198,7 @@ func matchesOrigin(pattern string, origin []byte) bool {
 	if len(origin) <= len(before)+len(after) || !foldEqual(origin[:len(before)], before) || !foldEqual(origin[len(origin)-len(after):], after) {
 		return false
 	}
-	return bytes.IndexAny(origin[len(before):len(origin)-len(after)], ":/") < 0
+	return !bytes.ContainsAny(origin[len(before):len(origin)-len(after)], ":/")
 }
 
 func foldEqual(b []byte, lower string) bool {
