@@ -125,10 +125,10 @@ func (w *worker) fill(f *flow.Flow, d *downConn, reason flow.Reason, detail stri
 	f.Source.Workload = d.source
 	f.Ingress = d.journey == SocketGateway
 	f.Destination.Service = d.service
+	// Labels are found by whoever receives the flow.
 	store := w.proxy.cfg.Store
-	if wl := store.WorkloadByAddress(d.peer.Addr()); wl != nil {
-		f.Source.Labels = wl.Labels
-		if d.source.IsZero() {
+	if d.source.IsZero() {
+		if wl := store.WorkloadByAddress(d.peer.Addr()); wl != nil {
 			f.Source.Workload = wl.Name
 		}
 	}
@@ -138,9 +138,10 @@ func (w *worker) fill(f *flow.Flow, d *downConn, reason flow.Reason, detail stri
 	}
 	f.Destination.AddrPort = e.AddrPort
 	f.Destination.Workload = e.Workload
-	if wl := store.WorkloadByAddress(e.AddrPort.Addr()); wl != nil {
-		f.Destination.Labels = wl.Labels
-		f.Destination.Workload = wl.Name
+	if e.Workload.IsZero() {
+		if wl := store.WorkloadByAddress(e.AddrPort.Addr()); wl != nil {
+			f.Destination.Workload = wl.Name
+		}
 	}
 	if d.dest != e.AddrPort {
 		f.Original = d.dest

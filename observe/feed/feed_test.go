@@ -2,6 +2,7 @@ package feed_test
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -17,15 +18,17 @@ import (
 	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/observe/feed"
 	"github.com/sluice-mesh/sluice/observe/flow"
+	"github.com/sluice-mesh/sluice/observe/metrics"
 	"github.com/sluice-mesh/sluice/observe/record"
+	"github.com/sluice-mesh/sluice/observe/ring"
 )
 
 // sink passes the flows on that it is given.
 type sink chan *flow.Flow
 
-func (s sink) Add(flows ...*flow.Flow) {
-	for _, f := range flows {
-		s <- f
+func (s sink) AddBatch(b *record.Batch) {
+	for i := range b.Len() {
+		s <- b.Flow(i)
 	}
 }
 
@@ -65,7 +68,7 @@ func newReceiver(t *testing.T, s feed.Sink, change ...func(*feed.ReceiverConfig)
 	return r, reg
 }
 
-func newSender(t *testing.T, dial func(context.Context) (net.Conn, error), change ...func(*feed.SenderConfig)) (*feed.Sender, *prometheus.Registry) {
+func newSender(t testing.TB, dial func(context.Context) (net.Conn, error), change ...func(*feed.SenderConfig)) (*feed.Sender, *prometheus.Registry) {
 	t.Helper()
 	reg := prometheus.NewRegistry()
 	c := feed.SenderConfig{Dial: dial, Logger: slog.New(slog.DiscardHandler), Registerer: reg}
@@ -245,7 +248,7 @@ func TestAgentAway(t *testing.T) {
 			tried <- struct{}{}
 		}
 		return conn, err
-	})
+	}, func(c *feed.SenderConfig) { c.QueueBytes = 256 << 10 })
 	start(t, sender.Run)
 	q := sender.NewQueue()
 	const total = 10_000
@@ -317,6 +320,114 @@ func TestAddDoesNotBlockOrAllocate(t *testing.T) {
 	f := request(1)
 	if n := testing.AllocsPerRun(20_000, func() { q.Add(f) }); n != 0 { // far more than a queue holds
 		t.Errorf("Add allocates %v times", n)
+	}
+}
+
+// realistic is a request as a busy proxy reports it.
+func realistic() *flow.Flow {
+	return &flow.Flow{
+		Time: time.Now(), Node: "node-1", Type: flow.TypeHTTP, Verdict: flow.VerdictForwarded, Protocol: mesh.ProtocolTCP,
+		Source:      flow.Peer{AddrPort: netip.MustParseAddrPort("10.77.0.4:41000"), Workload: web.Name},
+		Destination: flow.Peer{AddrPort: netip.MustParseAddrPort("10.77.0.5:8080"), Workload: mesh.Name{Namespace: "shop", Name: "reviews-v1"}, Service: mesh.Name{Namespace: "shop", Name: "reviews"}},
+		Original:    netip.MustParseAddrPort("10.96.0.12:80"), BytesOut: 1024, Duration: time.Millisecond,
+		HTTP: &flow.HTTP{Method: "GET", Authority: "reviews.shop", Path: "/reviews/7", Proto: "HTTP/1.1", Status: 200, Route: "HTTPRoute/shop/reviews", Tries: 1},
+	}
+}
+
+// agentSide is a receiver with the agent's own sink.
+func agentSide(t testing.TB) (*feed.Receiver, metrics.Sink) {
+	r, err := ring.New(ring.DefaultSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted, err := metrics.NewFlows(prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sink := metrics.Sink{Ring: r, Flows: counted}
+	receiver, err := feed.NewReceiver(feed.ReceiverConfig{
+		Sink: sink, Node: "n1", Workload: func(netip.Addr) *mesh.Workload { return web }, PerSecond: 10_000_000,
+		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return receiver, sink
+}
+
+// stream is a connection from which the same frame comes n times.
+type stream struct {
+	net.Conn
+	frame []byte
+	n, at int
+}
+
+func (s *stream) Read(p []byte) (int, error) {
+	if s.n == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, s.frame[s.at:])
+	if s.at += n; s.at == len(s.frame) {
+		s.at = 0
+		s.n--
+	}
+	return n, nil
+}
+
+func (s *stream) Close() error { return nil }
+
+func fullFrame() (bytes []byte, flows int) {
+	one := encoded(realistic())
+	flows = 60_000 / len(one)
+	var all [][]byte
+	for range flows {
+		all = append(all, one)
+	}
+	return frame(all...), flows
+}
+
+// TestReceiveCost: the agent takes a flow with less than a tenth of an allocation, as
+// long as nobody reads it.
+func TestReceiveCost(t *testing.T) {
+	receiver, sink := agentSide(t)
+	bytes, flows := fullFrame()
+	const frames = 20
+	perRun := testing.AllocsPerRun(5, func() {
+		if err := receiver.ServeConn(t.Context(), &stream{frame: bytes, n: frames}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if per := perRun / float64(frames*flows); per > 0.1 {
+		t.Errorf("%.3f allocations for each flow", per)
+	}
+	if added := sink.Ring.Stats().Added; added != uint64(6*frames*flows) {
+		t.Errorf("the ring took %d flows, want %d", added, 6*frames*flows)
+	}
+}
+
+// BenchmarkReceive is what the agent spends on a flow that nobody reads.
+func BenchmarkReceive(b *testing.B) {
+	receiver, _ := agentSide(b)
+	bytes, flows := fullFrame()
+	b.ReportAllocs()
+	if err := receiver.ServeConn(b.Context(), &stream{frame: bytes, n: (b.N + flows - 1) / flows}); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// BenchmarkPut is what the proxy spends on handing a flow over.
+func BenchmarkPut(b *testing.B) {
+	sender, _ := newSender(b, dialer("/nonexistent"), func(c *feed.SenderConfig) { c.QueueBytes = 64 << 20 })
+	q := sender.NewQueue()
+	f := realistic()
+	b.ReportAllocs()
+	for i := range b.N {
+		if i%200_000 == 0 {
+			b.StopTimer()
+			q = sender.NewQueue()
+			b.StartTimer()
+		}
+		q.Put(f)
 	}
 }
 
@@ -488,4 +599,8 @@ func FuzzServeConn(f *testing.F) {
 
 type discard struct{}
 
-func (discard) Add(...*flow.Flow) {}
+func (discard) AddBatch(b *record.Batch) {
+	for i := range b.Len() {
+		b.Flow(i)
+	}
+}

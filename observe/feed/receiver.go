@@ -30,8 +30,8 @@ const (
 	clockSkew = time.Second
 )
 
-// Sink takes flows; *ring.Ring is one.
-type Sink interface{ Add(...*flow.Flow) }
+// Sink takes flows in batches; *ring.Ring is one. A batch is the sink's.
+type Sink interface{ AddBatch(*record.Batch) }
 
 // ReceiverConfig configures a Receiver.
 type ReceiverConfig struct {
@@ -168,7 +168,7 @@ func (r *Receiver) ServeConn(ctx context.Context, conn net.Conn) error {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	buf := make([]byte, 0, readBytes)
-	var batch []*flow.Flow
+	var decoder record.Decoder
 	for {
 		n, err := conn.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
@@ -181,9 +181,8 @@ func (r *Receiver) ServeConn(ctx context.Context, conn net.Conn) error {
 			if size == 0 {
 				break
 			}
-			batch, err = r.decode(batch[:0], records)
-			r.sink.Add(batch...)
-			clear(batch)
+			batch, err := r.decode(&decoder, records)
+			r.sink.AddBatch(batch)
 			if err != nil {
 				return err
 			}
@@ -199,17 +198,19 @@ func (r *Receiver) ServeConn(ctx context.Context, conn net.Conn) error {
 	}
 }
 
-// decode appends the flows of a frame to batch. A record that breaks its format
-// is counted and left out; the error says that the rest cannot be told apart.
-func (r *Receiver) decode(batch []*flow.Flow, records []byte) ([]*flow.Flow, error) {
+// decode returns the flows of a frame. A record that breaks its format is counted and
+// left out; the error says that the rest cannot be told apart.
+func (r *Receiver) decode(d *record.Decoder, records []byte) (*record.Batch, error) {
 	now := time.Now()
 	elapsed := now.Sub(r.start)
+	batch := record.NewBatch(r.node, len(records))
 	var lost uint64
 	for len(records) > 0 {
-		f, n, err := record.Decode(records)
+		f, n, err := d.Decode(records)
 		if n == 0 {
 			return batch, fmt.Errorf("flow feed: %w", err)
 		}
+		raw := records[:n]
 		records = records[n:]
 		switch {
 		case err != nil:
@@ -218,38 +219,23 @@ func (r *Receiver) decode(batch []*flow.Flow, records []byte) ([]*flow.Flow, err
 		case f.Type != flow.TypeLost && !r.limit.take(elapsed):
 			lost++
 		default:
-			r.complete(&f, now)
-			batch = append(batch, &f)
+			if f.Time.IsZero() || f.Time.After(now.Add(clockSkew)) {
+				f.Time = now
+			}
+			// What the proxy says of its workloads is not believed.
+			batch.Add(raw, f, r.named(f.Source.AddrPort), r.named(f.Destination.AddrPort))
 		}
 	}
 	if lost > 0 {
-		f := flow.Flow{Type: flow.TypeLost, Lost: lost}
-		r.complete(&f, now)
-		batch = append(batch, &f)
+		f := &flow.Flow{Time: now, Type: flow.TypeLost, Lost: lost}
+		batch.Add(record.Append(nil, f), f, nil, nil)
 	}
 	return batch, nil
 }
 
-// complete fills in what the agent knows and takes out what it does not believe.
-func (r *Receiver) complete(f *flow.Flow, now time.Time) {
-	if f.Time.IsZero() || f.Time.After(now.Add(clockSkew)) {
-		f.Time = now
+func (r *Receiver) named(a netip.AddrPort) *mesh.Workload {
+	if addr := a.Addr(); addr.IsValid() {
+		return r.workload(addr.Unmap())
 	}
-	f.Node = r.node
-	if f.Type == flow.TypeLost {
-		f.LostSource = flow.LostByProxy
-		return
-	}
-	f.Lost, f.LostSource = 0, ""
-	r.name(&f.Source)
-	r.name(&f.Destination)
-}
-
-func (r *Receiver) name(p *flow.Peer) {
-	p.Workload, p.Labels = mesh.Name{}, nil
-	if addr := p.AddrPort.Addr(); addr.IsValid() {
-		if w := r.workload(addr.Unmap()); w != nil {
-			p.Workload, p.Labels = w.Name, w.Labels
-		}
-	}
+	return nil
 }

@@ -12,16 +12,18 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/observe/flow"
 	"github.com/sluice-mesh/sluice/observe/record"
 )
 
 const (
-	// DefaultQueueBytes of a worker hold about 1,500 requests.
-	DefaultQueueBytes = 256 << 10
-	// DefaultPerSecond is more than a person reads, and costs proxy and agent together
-	// less than a twentieth of a core.
-	DefaultPerSecond = 5_000
+	// DefaultQueueBytes of a worker hold about 8,000 requests: those of a gathering at
+	// the limit, and as many again.
+	DefaultQueueBytes = 1 << 20
+	// DefaultPerSecond is more than some cores of the proxy serve: it keeps what is
+	// seen from outweighing what is served, and nothing is missing before that.
+	DefaultPerSecond = 100_000
 
 	minQueueBytes = 2 * record.MaxBytes
 	maxPerSecond  = 10_000_000
@@ -176,9 +178,11 @@ func (q *Queue) put(f *flow.Flow) bool {
 	if cap(q.buf)-len(q.buf) < record.MaxBytes {
 		return false
 	}
-	// Whoever receives it knows the labels, and believes nobody else's.
+	// Whoever receives it knows its node and workloads, and believes nobody else's.
 	bare := *f
-	bare.Source.Labels, bare.Destination.Labels = nil, nil
+	bare.Node = ""
+	bare.Source.Workload, bare.Source.Labels = mesh.Name{}, nil
+	bare.Destination.Workload, bare.Destination.Labels = mesh.Name{}, nil
 	q.buf = record.Append(q.buf, &bare)
 	q.flows++
 	return true

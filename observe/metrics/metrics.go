@@ -23,6 +23,7 @@ import (
 
 	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/observe/flow"
+	"github.com/sluice-mesh/sluice/observe/record"
 	"github.com/sluice-mesh/sluice/observe/ring"
 )
 
@@ -123,16 +124,36 @@ func (m *Flows) Count(flows ...*flow.Flow) {
 
 func (m *Flows) count(f *flow.Flow) {
 	if f.Type == flow.TypeLost {
-		source := f.LostSource
-		switch source {
-		case flow.LostByKernel, flow.LostByProxy, flow.LostByRing:
-		default:
-			source = "other"
-		}
-		m.lost.WithLabelValues(source).Add(float64(f.Lost))
+		m.countLost(f.LostSource, f.Lost)
 		return
 	}
-	k := kindOf(f)
+	m.countKind(kindOf(f))
+}
+
+// CountBatch counts the flows of a batch.
+func (m *Flows) CountBatch(b *record.Batch) {
+	for i := range b.Len() {
+		h := b.Head(i)
+		if h.Type == flow.TypeLost {
+			m.countLost(flow.LostByProxy, h.Lost)
+			continue
+		}
+		k := kindOf(&flow.Flow{Type: h.Type, Verdict: h.Verdict, Reason: h.Reason, Protocol: h.Protocol})
+		k.rcode = h.RCode
+		m.countKind(k)
+	}
+}
+
+func (m *Flows) countLost(source string, lost uint64) {
+	switch source {
+	case flow.LostByKernel, flow.LostByProxy, flow.LostByRing:
+	default:
+		source = "other"
+	}
+	m.lost.WithLabelValues(source).Add(float64(lost))
+}
+
+func (m *Flows) countKind(k kind) {
 	h, ok := (*m.counters.Load())[k]
 	if !ok {
 		h = m.resolve(k)
@@ -184,6 +205,12 @@ type Sink struct {
 func (s Sink) Add(flows ...*flow.Flow) {
 	s.Flows.Count(flows...)
 	s.Ring.Add(flows...)
+}
+
+// AddBatch counts the flows of a batch and adds them to the ring.
+func (s Sink) AddBatch(b *record.Batch) {
+	s.Flows.CountBatch(b)
+	s.Ring.AddBatch(b)
 }
 
 // RegisterBuild registers sluice_build_info{component,version,revision,goversion},

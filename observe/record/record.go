@@ -268,15 +268,20 @@ func Decode(b []byte) (f flow.Flow, n int, err error) {
 	if len(b) < n {
 		return flow.Flow{}, 0, ErrShort
 	}
-	d := decoder{rest: string(b[lengthBytes:n])}
-	d.flow(&f)
+	d := decoder{rest: string(b[lengthBytes:n]), httpAt: new(flow.HTTP), dnsAt: new(flow.DNS)}
+	if err := d.whole(&f); err != nil {
+		return flow.Flow{}, n, err
+	}
+	return f, n, nil
+}
+
+// whole decodes all there is into f.
+func (d *decoder) whole(f *flow.Flow) error {
+	d.flow(f)
 	if d.err == nil && d.rest != "" {
 		d.fail("bytes after its end")
 	}
-	if d.err != nil {
-		return flow.Flow{}, n, d.err
-	}
-	return f, n, nil
+	return d.err
 }
 
 // decoder takes a record apart. After the first error everything is zero. The
@@ -284,6 +289,9 @@ func Decode(b []byte) (f flow.Flow, n int, err error) {
 type decoder struct {
 	rest string
 	err  error
+	// httpAt and dnsAt are where those parts of the flow go.
+	httpAt *flow.HTTP
+	dnsAt  *flow.DNS
 }
 
 func (d *decoder) fail(what string) {
@@ -430,15 +438,17 @@ func (d *decoder) flow(f *flow.Flow) {
 }
 
 func (d *decoder) http() *flow.HTTP {
-	return &flow.HTTP{
+	*d.httpAt = flow.HTTP{
 		Method: d.text(maxMethod), Authority: d.text(maxAuthority), Path: d.text(maxPath),
 		Proto: d.text(maxWord), Status: int(d.number(maxStatus)), GRPC: d.text(maxWord),
 		Route: d.text(maxRoute), Rule: int(d.number(math.MaxUint16)), Tries: int(d.number(math.MaxUint16)),
 	}
+	return d.httpAt
 }
 
 func (d *decoder) dns() *flow.DNS {
-	out := &flow.DNS{Query: d.text(maxQuery), Type: d.text(maxWord), RCode: d.text(maxWord)}
+	out := d.dnsAt
+	*out = flow.DNS{Query: d.text(maxQuery), Type: d.text(maxWord), RCode: d.text(maxWord)}
 	if n := int(d.number(maxAnswers)); n > 0 {
 		out.Answer = make([]string, n)
 		for i := range out.Answer {

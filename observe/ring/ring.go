@@ -16,14 +16,18 @@ import (
 	"time"
 
 	"github.com/sluice-mesh/sluice/observe/flow"
+	"github.com/sluice-mesh/sluice/observe/record"
 )
 
 // The bounds of a ring's size, and the size that a node uses unless told
-// otherwise: some ten seconds of a busy node, about 16 MB of flows.
+// otherwise: some seconds of a busy node, about 40 MB of requests.
 const (
 	MinSize     = 16
 	MaxSize     = 1 << 22
-	DefaultSize = 1 << 15
+	DefaultSize = 1 << 17
+	// MaxBatchBytes bounds the memory of the records of one ring: with requests of
+	// ordinary length it holds DefaultSize of them, with the longest fewer.
+	MaxBatchBytes = 64 << 20
 )
 
 // Ring holds the newest flows. Create it with New. All methods may be called by
@@ -38,17 +42,34 @@ type Ring struct {
 	// The sums of Lost of the TypeLost flows that were added, by who lost them.
 	lostByKernel, lostByProxy, lostByOthers atomic.Uint64
 
-	// mu guards writing of slots and head, and followers.
+	// floor is the number of the oldest flow that MaxBatchBytes left.
+	floor    atomic.Uint64
+	maxBytes int
+
+	// mu guards writing of slots, head and floor, and what follows.
 	mu        sync.Mutex
 	followers map[*Reader]struct{}
+	batches   []held // oldest first, from firstHeld
+	firstHeld int
+	bytes     int // of the batches
+}
+
+// held is a batch in the ring.
+type held struct {
+	first, end uint64 // numbers of its flows, end excluded
+	bytes      int
 }
 
 // A slot is written under Ring.mu and read without: number is the flow's number
 // plus one, and zero while the slot changes. A reader that still sees the number
 // it wants after loading the flow has that flow.
+//
+// It holds a flow, or a flow's place in a batch.
 type slot struct {
 	number atomic.Uint64
 	flow   atomic.Pointer[flow.Flow]
+	batch  atomic.Pointer[record.Batch]
+	index  atomic.Uint32
 }
 
 // New returns an empty ring of at least size flows, rounded up to a power of two.
@@ -60,7 +81,7 @@ func New(size int) (*Ring, error) {
 	for n < size {
 		n <<= 1
 	}
-	return &Ring{slots: make([]slot, n), mask: uint64(n - 1), followers: map[*Reader]struct{}{}}, nil
+	return &Ring{slots: make([]slot, n), mask: uint64(n - 1), maxBytes: MaxBatchBytes, followers: map[*Reader]struct{}{}}, nil
 }
 
 // Add appends flows in order and wakes the readers that follow. It never blocks
@@ -76,12 +97,72 @@ func (r *Ring) Add(flows ...*flow.Flow) {
 		s := &r.slots[n&r.mask]
 		s.number.Store(0)
 		s.flow.Store(f)
+		s.batch.Store(nil)
 		n++
 		s.number.Store(n)
 		if f.Type == flow.TypeLost {
-			r.countLoss(f)
+			r.countLoss(f.LostSource, f.Lost)
 		}
 	}
+	r.publish(n)
+}
+
+// AddBatch is Add for the flows of a batch, which are not decoded before somebody
+// reads them. The batch must not change afterwards.
+func (r *Ring) AddBatch(b *record.Batch) {
+	if b.Len() == 0 {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	first := r.head.Load()
+	n := first
+	for i := range b.Len() {
+		s := &r.slots[n&r.mask]
+		s.number.Store(0)
+		s.flow.Store(nil)
+		s.batch.Store(b)
+		s.index.Store(uint32(i))
+		n++
+		s.number.Store(n)
+		if h := b.Head(i); h.Type == flow.TypeLost {
+			r.countLoss(flow.LostByProxy, h.Lost)
+		}
+	}
+	r.hold(held{first: first, end: n, bytes: b.Bytes()})
+	r.publish(n)
+}
+
+// hold notes a batch, and lets go of the oldest if they take too much memory.
+func (r *Ring) hold(b held) {
+	r.batches = append(r.batches, b)
+	r.bytes += b.bytes
+	for r.firstHeld < len(r.batches)-1 {
+		old := r.batches[r.firstHeld]
+		overwritten := b.end > uint64(len(r.slots)) && old.end <= b.end-uint64(len(r.slots))
+		if !overwritten {
+			if r.bytes <= r.maxBytes {
+				break
+			}
+			for n := old.first; n < old.end; n++ {
+				if s := &r.slots[n&r.mask]; s.number.Load() == n+1 {
+					s.number.Store(0)
+					s.batch.Store(nil)
+				}
+			}
+			r.floor.Store(old.end)
+		}
+		r.bytes -= old.bytes
+		r.firstHeld++
+	}
+	if r.firstHeld > len(r.batches)/2 {
+		r.batches = append(r.batches[:0], r.batches[r.firstHeld:]...)
+		r.firstHeld = 0
+	}
+}
+
+// publish makes the flows below n visible. It is called with mu held.
+func (r *Ring) publish(n uint64) {
 	r.head.Store(n)
 	for reader := range r.followers {
 		select {
@@ -91,14 +172,14 @@ func (r *Ring) Add(flows ...*flow.Flow) {
 	}
 }
 
-func (r *Ring) countLoss(f *flow.Flow) {
-	switch f.LostSource {
+func (r *Ring) countLoss(source string, lost uint64) {
+	switch source {
 	case flow.LostByKernel:
-		r.lostByKernel.Add(f.Lost)
+		r.lostByKernel.Add(lost)
 	case flow.LostByProxy:
-		r.lostByProxy.Add(f.Lost)
+		r.lostByProxy.Add(lost)
 	default:
-		r.lostByOthers.Add(f.Lost)
+		r.lostByOthers.Add(lost)
 	}
 }
 
@@ -107,19 +188,23 @@ func (r *Ring) at(n uint64) *flow.Flow {
 	s := &r.slots[n&r.mask]
 	// The slot held flow n when head passed n, so that what is loaded is flow n or a
 	// newer one; a newer one changed the number before.
-	f := s.flow.Load()
+	f, b, i := s.flow.Load(), s.batch.Load(), s.index.Load()
 	if s.number.Load() != n+1 {
 		return nil
+	}
+	if f == nil {
+		f = b.Flow(int(i))
 	}
 	return f
 }
 
 // oldest returns the number of the oldest flow that a ring with this head holds.
 func (r *Ring) oldest(head uint64) uint64 {
+	oldest := r.floor.Load()
 	if size := uint64(len(r.slots)); head > size {
-		return head - size
+		oldest = max(oldest, head-size)
 	}
-	return 0
+	return min(oldest, head)
 }
 
 // Query says which flows a Reader returns. The zero Query is all that the ring
