@@ -21,9 +21,10 @@ const (
 	// DefaultQueueBytes of a worker hold about 8,000 requests: those of a gathering at
 	// the limit, and as many again.
 	DefaultQueueBytes = 1 << 20
-	// DefaultPerSecond is more than some cores of the proxy serve: it keeps what is
-	// seen from outweighing what is served, and nothing is missing before that.
-	DefaultPerSecond = 100_000
+	// DefaultPerSecond is more than a core of the proxy serves (about 30,000). A flow
+	// costs the proxy about half a microsecond and the agent one, so that at the limit
+	// what is seen takes a twentieth of a core.
+	DefaultPerSecond = 50_000
 
 	minQueueBytes = 2 * record.MaxBytes
 	maxPerSecond  = 10_000_000

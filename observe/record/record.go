@@ -26,8 +26,8 @@ import (
 
 // The limits of what a record holds, in bytes unless named otherwise. What comes
 // from Kubernetes has Kubernetes' own limit (RFC 1123 names, label syntax). What
-// strangers choose has one with which a ring full of the longest stays below 80 MB
-// (ring.DefaultSize times about 2.3 KB).
+// strangers choose has one so that a ring of bounded memory (ring.MaxBatchBytes) still
+// holds many of the longest, about 2.3 KB each.
 const (
 	maxName       = 253
 	maxLabels     = 32 // labels of one peer
