@@ -3,7 +3,6 @@ package l7proxy
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -550,13 +549,5 @@ func TestUpgrades(t *testing.T) {
 	}
 	if n := l.metric("sluice_proxy_upstream_connects_total"); n != 1 {
 		t.Errorf("%v connections", n)
-	}
-}
-
-// wantClosed wants the connection to end without another byte.
-func wantClosed(t testing.TB, br *bufio.Reader) {
-	t.Helper()
-	if b, err := io.ReadAll(br); len(b) > 0 || err != nil && !errors.Is(err, net.ErrClosed) && !strings.Contains(err.Error(), "reset") {
-		t.Errorf("then %q %v", b, err)
 	}
 }
