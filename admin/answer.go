@@ -170,13 +170,22 @@ type Gateway struct {
 	Listeners  []GatewayListener `json:"listeners"`
 	Conditions []Condition       `json:"conditions,omitempty"`
 	Source     string            `json:"source,omitempty"`
+	// ListenerSets are those that name the Gateway as their parent, by name.
+	ListenerSets []ListenerSet `json:"listener_sets,omitempty"`
 }
 
-// GatewayListener is one listener of a Gateway.
+// ListenerSet is a ListenerSet with its listeners.
+type ListenerSet struct {
+	Name       mesh.Name         `json:"name"`
+	Listeners  []GatewayListener `json:"listeners"`
+	Conditions []Condition       `json:"conditions,omitempty"`
+}
+
+// GatewayListener is one listener of a Gateway or of a ListenerSet.
 type GatewayListener struct {
 	Name           string      `json:"name"`
 	Port           uint16      `json:"port"`
-	Protocol       string      `json:"protocol"` // HTTP or HTTPS
+	Protocol       string      `json:"protocol"` // HTTP, HTTPS, TLS, TCP or UDP
 	Hostname       string      `json:"hostname,omitempty"`
 	AttachedRoutes int         `json:"attached_routes"`
 	Conditions     []Condition `json:"conditions,omitempty"`

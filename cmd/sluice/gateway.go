@@ -21,6 +21,8 @@ func (a *app) gatewayListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list [[NAMESPACE/]NAME]...",
 		Short: "List Gateways with their addresses, listeners and conditions",
+		Long: `List Gateways, a row for each listener; those of ListenerSets are named with their
+set. Below the table stands what is wrong with them. -o yaml has all conditions.`,
 		Example: `  sluice gateway list
   sluice gateway list shop/edge -o yaml`,
 		ValidArgsFunction: a.live(gatewayNames),
@@ -60,6 +62,15 @@ func gatewayTable(list []admin.Gateway) *table {
 			}
 			t.add(g.Name.String(), g.Class, addresses, l.Name, fmt.Sprintf("%d/%s", l.Port, l.Protocol), l.Hostname, fmt.Sprint(l.AttachedRoutes), status)
 		}
+		for _, set := range g.ListenerSets {
+			for _, l := range set.Listeners {
+				status := conditionsCell(set.Conditions)
+				if status.color == green {
+					status = conditionsCell(l.Conditions)
+				}
+				t.add(g.Name.String(), g.Class, addresses, set.Name.String()+"/"+l.Name, fmt.Sprintf("%d/%s", l.Port, l.Protocol), l.Hostname, fmt.Sprint(l.AttachedRoutes), status)
+			}
+		}
 	}
 	return t
 }
@@ -71,6 +82,13 @@ func gatewayRemarks(list []admin.Gateway) []string {
 		out = append(out, remarks(who, g.Source, g.Conditions)...)
 		for _, l := range g.Listeners {
 			out = append(out, remarks(who+" listener "+l.Name, g.Source, l.Conditions)...)
+		}
+		for _, set := range g.ListenerSets {
+			who := "ListenerSet " + set.Name.String()
+			out = append(out, remarks(who, g.Source, set.Conditions)...)
+			for _, l := range set.Listeners {
+				out = append(out, remarks(who+" listener "+l.Name, g.Source, l.Conditions)...)
+			}
 		}
 	}
 	return out

@@ -142,6 +142,13 @@ func (nodeView) Gateways() []admin.Gateway {
 				{Type: "ResolvedRefs", Status: "False", Reason: "InvalidCertificateRef", Message: "Secret shop/tls does not exist"},
 			}},
 		},
+		ListenerSets: []admin.ListenerSet{
+			{Name: name("shop/more"), Conditions: ok, Listeners: []admin.GatewayListener{{Name: "alt", Port: 8080, Protocol: "HTTP", AttachedRoutes: 1, Conditions: ok}}},
+			{
+				Name: name("stock/refused"), Listeners: []admin.GatewayListener{{Name: "alt", Port: 8081, Protocol: "HTTP"}},
+				Conditions: []admin.Condition{{Type: "Accepted", Status: "False", Reason: "NotAllowed", Message: "allowedListeners does not allow it"}},
+			},
+		},
 	}}
 }
 

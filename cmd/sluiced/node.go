@@ -25,6 +25,7 @@ import (
 	"github.com/sluice-mesh/sluice/admin"
 	"github.com/sluice-mesh/sluice/dataplane/probe"
 	"github.com/sluice-mesh/sluice/gateway"
+	"github.com/sluice-mesh/sluice/gateway/graph"
 	"github.com/sluice-mesh/sluice/kube"
 	"github.com/sluice-mesh/sluice/kube/status"
 	"github.com/sluice-mesh/sluice/kube/watch"
@@ -415,10 +416,49 @@ func parentRef(p gatewayv1.ParentReference, namespace string) string {
 	return ref
 }
 
+// listenerSets returns the ListenerSets by their Gateway. The caller holds mu.
+func (n *node) listenerSets() map[mesh.Name][]admin.ListenerSet {
+	out := map[mesh.Name][]admin.ListenerSet{}
+	for _, k := range n.sorted(kube.KindListenerSet) {
+		o, ok := n.objects[k].(*gatewayv1.ListenerSet)
+		if !ok {
+			continue
+		}
+		s := admin.ListenerSet{Name: mesh.Name{Namespace: k.Namespace, Name: k.Name}, Listeners: []admin.GatewayListener{}}
+		st := n.statuses[k].ListenerSet
+		if st != nil {
+			s.Conditions = conditions(st.Conditions)
+		}
+		for _, l := range o.Spec.Listeners {
+			gl := listener(l.Name, l.Port, l.Protocol, l.Hostname)
+			if st != nil {
+				for _, ls := range st.Listeners {
+					if ls.Name == l.Name {
+						gl.AttachedRoutes, gl.Conditions = int(ls.AttachedRoutes), conditions(ls.Conditions)
+					}
+				}
+			}
+			s.Listeners = append(s.Listeners, gl)
+		}
+		parent := graph.SetParent(o)
+		out[parent] = append(out[parent], s)
+	}
+	return out
+}
+
+func listener(name gatewayv1.SectionName, port gatewayv1.PortNumber, protocol gatewayv1.ProtocolType, hostname *gatewayv1.Hostname) admin.GatewayListener {
+	l := admin.GatewayListener{Name: string(name), Port: uint16(port), Protocol: string(protocol)}
+	if hostname != nil {
+		l.Hostname = string(*hostname)
+	}
+	return l
+}
+
 // Gateways lists the Gateways with the state of each listener.
 func (n *node) Gateways() []admin.Gateway {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	sets := n.listenerSets()
 	out := []admin.Gateway{}
 	for _, k := range n.sorted(kube.KindGateway) {
 		o, ok := n.objects[k].(*gatewayv1.Gateway)
@@ -433,11 +473,9 @@ func (n *node) Gateways() []admin.Gateway {
 				g.Addresses = append(g.Addresses, a.Value)
 			}
 		}
+		g.Listeners = []admin.GatewayListener{}
 		for _, l := range o.Spec.Listeners {
-			gl := admin.GatewayListener{Name: string(l.Name), Port: uint16(l.Port), Protocol: string(l.Protocol)}
-			if l.Hostname != nil {
-				gl.Hostname = string(*l.Hostname)
-			}
+			gl := listener(l.Name, l.Port, l.Protocol, l.Hostname)
 			if st != nil {
 				for _, ls := range st.Listeners {
 					if ls.Name == l.Name {
@@ -447,6 +485,7 @@ func (n *node) Gateways() []admin.Gateway {
 			}
 			g.Listeners = append(g.Listeners, gl)
 		}
+		g.ListenerSets = sets[g.Name]
 		out = append(out, g)
 	}
 	return out
