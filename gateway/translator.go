@@ -1007,9 +1007,7 @@ func (t *Translator) listenerSetStatus(key kube.Key, o *gatewayv1.ListenerSet) *
 	for i := range g.resolved.Listeners {
 		if l := &g.resolved.Listeners[i]; l.Owner == key {
 			s := t.listenerStatus(g, l, rejected)
-			out.Listeners = append(out.Listeners, gatewayv1.ListenerEntryStatus{
-				Name: s.Name, SupportedKinds: s.SupportedKinds, AttachedRoutes: s.AttachedRoutes, Conditions: s.Conditions,
-			})
+			out.Listeners = append(out.Listeners, gatewayv1.ListenerEntryStatus(s))
 		}
 	}
 	return out

@@ -26,7 +26,9 @@
 //   - A Pod that runs stands in place of the declared one of its name, and takes the
 //     labels and container ports from it that it does not say itself.
 //   - Objects without a namespace are in "default".
-//   - Fields get the defaults of the Kubernetes and Gateway API schemas.
+//   - Fields get the defaults of the Kubernetes and Gateway API schemas, and Gateway API
+//     objects are checked by the schemas and CEL rules of its standard channel (package
+//     kube/validate): experimental fields are errors.
 //   - Services without clusterIP get stable addresses of the service CIDRs.
 //   - metadata.generation counts the changes of a spec since the start, unless the
 //     file says it; metadata.creationTimestamp is the file's, or none: then objects
