@@ -37,10 +37,11 @@ type MeshAffinityKey struct {
 type MeshCapturePort uint32
 
 const (
-	MeshCapturePortPORT_OUTBOUND MeshCapturePort = 15001
-	MeshCapturePortPORT_INBOUND  MeshCapturePort = 15006
-	MeshCapturePortPORT_TUNNEL   MeshCapturePort = 15008
-	MeshCapturePortPORT_DNS      MeshCapturePort = 15053
+	MeshCapturePortPORT_OUTBOUND      MeshCapturePort = 15001
+	MeshCapturePortPORT_OUTBOUND_LAST MeshCapturePort = 15004
+	MeshCapturePortPORT_INBOUND       MeshCapturePort = 15006
+	MeshCapturePortPORT_TUNNEL        MeshCapturePort = 15008
+	MeshCapturePortPORT_DNS           MeshCapturePort = 15053
 )
 
 type MeshDatagram struct {
@@ -183,7 +184,7 @@ type MeshInterface struct {
 type MeshLayout uint32
 
 const (
-	MeshLayoutLAYOUT_VERSION MeshLayout = 2
+	MeshLayoutLAYOUT_VERSION MeshLayout = 3
 )
 
 type MeshMemberKey struct {
@@ -219,11 +220,12 @@ type MeshOrigin struct {
 }
 
 type MeshOriginKey struct {
-	_           structs.HostLayout
-	NetnsCookie uint64
-	Client      MeshAddr
-	ClientPort  uint32
-	Pad         uint32
+	_            structs.HostLayout
+	NetnsCookie  uint64
+	Client       MeshAddr
+	ClientPort   uint16
+	ListenerPort uint16
+	Pad          uint32
 }
 
 type MeshPacketCount uint32

@@ -44,6 +44,13 @@ static __always_inline enum verdict refuse(struct call *c, enum reason reason, i
 	return drop(&c->event, reason);
 }
 
+/* outbound_port - one of the ports that take steered connections: any, and the same for a socket. */
+static __always_inline __be16 outbound_port(__u64 socket_cookie)
+{
+	return bpf_htons(PORT_OUTBOUND +
+			 scatter(socket_cookie, 0) % (PORT_OUTBOUND_LAST - PORT_OUTBOUND + 1));
+}
+
 /* call_init - describe the call; the destination was put into c->dialled by the caller. */
 static __always_inline void call_init(struct call *c, struct bpf_sock_addr *ctx, enum hook hook)
 {
@@ -106,8 +113,9 @@ static __always_inline enum verdict decide(struct call *c, const struct kept *ke
 		c->event.service = c->choice.service;
 		c->event.verdict = VERDICT_REDIRECTED;
 		c->choice.addr = c->event.source;
-		c->choice.port = (c->choice.flags & SERVICE_DNS) ? bpf_htons(PORT_DNS)
-								 : bpf_htons(PORT_OUTBOUND);
+		c->choice.port = (c->choice.flags & SERVICE_DNS)
+					 ? bpf_htons(PORT_DNS)
+					 : outbound_port(c->event.socket_cookie);
 		/* A workload without an address of the family has no listener there. */
 		if (addr_is_zero(&c->choice.addr) || !proxy_serves())
 			return refuse(c, REASON_PROXY_UNAVAILABLE, ECONNREFUSED);

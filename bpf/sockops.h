@@ -54,6 +54,7 @@ static __always_inline void client_key(struct origin_key *key, struct bpf_sock_o
 	key->netns_cookie = bpf_get_netns_cookie(ctx);
 	local_addr(&key->client, ctx);
 	key->client_port = ctx_load(ctx, local_port);
+	key->listener_port = remote_port(ctx);
 }
 
 /* pod_connects - a workload's SYN is about to leave: its tuple is known now. */
@@ -130,11 +131,12 @@ static __always_inline void node_accepts(struct bpf_sock_ops *ctx)
 	struct origin_key key = {};
 	struct origin *o, *own;
 
-	if (ctx_load(ctx, local_port) != PORT_OUTBOUND || !sk)
+	if (!is_outbound_port(ctx_load(ctx, local_port)) || !sk)
 		return;
 	key.netns_cookie = bpf_get_netns_cookie(ctx);
 	remote_addr(&key.client, ctx);
 	key.client_port = remote_port(ctx);
+	key.listener_port = ctx_load(ctx, local_port);
 	o = bpf_map_lookup_elem(&pending, &key);
 	if (!o)
 		return;

@@ -38,9 +38,15 @@ static __always_inline bool addr_is_here(const union addr *a)
 	       (a->word[3] == 0 || a->word[3] == bpf_htonl(1));
 }
 
+/* is_outbound_port - whether a port (host byte order) takes steered connections. */
+static __always_inline bool is_outbound_port(__u32 port)
+{
+	return port >= PORT_OUTBOUND && port <= PORT_OUTBOUND_LAST;
+}
+
 /* is_capture_port - whether a port (network byte order) is the node proxy's. */
 static __always_inline bool is_capture_port(__be16 port)
 {
-	return port == bpf_htons(PORT_OUTBOUND) || port == bpf_htons(PORT_INBOUND) ||
+	return is_outbound_port(bpf_ntohs(port)) || port == bpf_htons(PORT_INBOUND) ||
 	       port == bpf_htons(PORT_TUNNEL) || port == bpf_htons(PORT_DNS);
 }

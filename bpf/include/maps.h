@@ -9,7 +9,7 @@
 #include "types.h"
 
 enum layout {
-	LAYOUT_VERSION = 2,
+	LAYOUT_VERSION = 3,
 };
 
 /* Network namespace cookie -> workload. Written by steer. Pinned. */

@@ -5,9 +5,14 @@
 #include "kernel.h"
 #include "reason.h"
 
-/* Ports of the node proxy in each workload's namespace. */
+/*
+ * Ports of the node proxy in each workload's namespace. Steered connections all go from a
+ * workload's address to itself: with one port for them there could be as many as it has
+ * ephemeral ports, 28,232 by default (ip_local_port_range), and with several as many for each.
+ */
 enum capture_port {
 	PORT_OUTBOUND = 15001,
+	PORT_OUTBOUND_LAST = 15004,
 	PORT_INBOUND = 15006,
 	PORT_TUNNEL = 15008,
 	PORT_DNS = 15053,
@@ -183,7 +188,8 @@ struct datagram_list {
 struct origin_key {
 	__u64 netns_cookie;
 	union addr client;
-	__u32 client_port; /* host byte order */
+	__u16 client_port;   /* host byte order */
+	__u16 listener_port; /* host byte order */
 	__u32 pad;
 };
 

@@ -135,7 +135,7 @@ func TestRestart(t *testing.T) {
 	if got := app.Hammer(unix.AF_INET, at(vip, 80), 10); got["backend"] != 10 {
 		t.Errorf("with nobody there, translated: %v", got)
 	}
-	l := p.Listen(t, at(p.Addr4, steer.OutboundPort))
+	l := p.ListenSteered(t, p.Addr4)
 	beat := func() {
 		t.Helper()
 		if err := steer.Beat(heartbeat.FD()); err != nil {
@@ -147,11 +147,7 @@ func TestRestart(t *testing.T) {
 	if err := app.Connect(steered, at(vip, 81)); err != nil {
 		t.Fatalf("with nobody there, steered: %v", err)
 	}
-	c, err := l.AcceptTCP()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := l.Accept(t)
 	lab.FD(t, c, func(fd int) {
 		if o, ok, err := steer.LookupOrigin(origins.FD(), fd); err != nil || !ok || o.Destination != at(vip, 81) || o.Workload != 1 {
 			t.Errorf("origin: %+v %v %v", o, ok, err)

@@ -32,7 +32,7 @@ func TestCapturePortsElsewhere(t *testing.T) {
 		if a.Is6() {
 			f = families[1]
 		}
-		for _, port := range []uint16{steer.OutboundPort, steer.InboundPort, steer.TunnelPort, steer.DNSPort} {
+		for _, port := range []uint16{steer.OutboundPort, steer.LastOutboundPort, steer.InboundPort, steer.TunnelPort, steer.DNSPort} {
 			for _, typ := range []int{unix.SOCK_STREAM, unix.SOCK_DGRAM} {
 				fd := app.Socket(f.domain, typ)
 				err, want := app.Connect(fd, at(a, port)), want
@@ -102,8 +102,8 @@ func TestGuard(t *testing.T) {
 		if a.Is6() {
 			from, vip, domain = lab.Addr6, vip6, unix.AF_INET6
 		}
-		l, u := p.Listen(t, at(a, steer.OutboundPort)), p.ListenPacket(t, at(a, steer.DNSPort))
-		lab.FD(t, l, func(fd int) {
+		l, u := p.ListenSteered(t, a), p.ListenPacket(t, at(a, steer.DNSPort))
+		l.Each(t, func(fd int) {
 			if err := m.Steer.Guard(mesh.ProtocolTCP, fd); err != nil {
 				t.Fatal(err)
 			}
@@ -136,11 +136,7 @@ func TestGuard(t *testing.T) {
 		if err := app.Connect(steered, at(vip, 80)); err != nil {
 			t.Fatal(err)
 		}
-		c, err := l.AcceptTCP()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
+		c := l.Accept(t)
 		if got := c.RemoteAddr().(*net.TCPAddr).AddrPort(); got != app.Local(steered) {
 			t.Errorf("accepted %s first, want %s", got, app.Local(steered))
 		}

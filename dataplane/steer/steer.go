@@ -19,10 +19,11 @@ import (
 // The ports of the node proxy in each workload's namespace. Workloads can neither
 // bind nor dial them.
 const (
-	OutboundPort = uint16(bpf.MeshCapturePortPORT_OUTBOUND) // steered TCP connections
-	InboundPort  = uint16(bpf.MeshCapturePortPORT_INBOUND)  // plain text for the workload
-	TunnelPort   = uint16(bpf.MeshCapturePortPORT_TUNNEL)   // mutual TLS for the workload
-	DNSPort      = uint16(bpf.MeshCapturePortPORT_DNS)      // DNS, TCP and UDP
+	OutboundPort     = uint16(bpf.MeshCapturePortPORT_OUTBOUND)      // steered TCP connections: this one
+	LastOutboundPort = uint16(bpf.MeshCapturePortPORT_OUTBOUND_LAST) // to this one
+	InboundPort      = uint16(bpf.MeshCapturePortPORT_INBOUND)       // plain text for the workload
+	TunnelPort       = uint16(bpf.MeshCapturePortPORT_TUNNEL)        // mutual TLS for the workload
+	DNSPort          = uint16(bpf.MeshCapturePortPORT_DNS)           // DNS, TCP and UDP
 )
 
 // Workload is a workload of this node as the kernel knows it.

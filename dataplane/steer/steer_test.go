@@ -100,7 +100,7 @@ func TestCapturePorts(t *testing.T) {
 	m.Proxy(t, p)
 	m.Proxy(t, other)
 	app := p.App(t)
-	for _, port := range []uint16{steer.OutboundPort, steer.InboundPort, steer.TunnelPort, steer.DNSPort} {
+	for _, port := range []uint16{steer.OutboundPort, steer.LastOutboundPort, steer.InboundPort, steer.TunnelPort, steer.DNSPort} {
 		for _, a := range []netip.Addr{
 			p.Addr4, p.Addr6, other.Addr4, other.Addr6,
 			netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.1.2.3"), netip.IPv6Loopback(),
@@ -157,7 +157,7 @@ func TestCapturePorts(t *testing.T) {
 	}
 	// Neighbours of the ports are free.
 	fd := app.Socket(unix.AF_INET, unix.SOCK_STREAM)
-	if err := app.Bind(fd, at(p.Addr4, steer.OutboundPort+1)); err != nil {
+	if err := app.Bind(fd, at(p.Addr4, steer.LastOutboundPort+1)); err != nil {
 		t.Errorf("bind a port that is not the proxy's: %v", err)
 	}
 }
@@ -306,18 +306,14 @@ var worker = lab.Child("worker", func([]string) error {
 func TestUnprivileged(t *testing.T) {
 	m := lab.NewMesh(t)
 	p := m.Enrol(t, "client")
-	l := p.Listen(t, at(p.Addr4, steer.OutboundPort))
+	l := p.ListenSteered(t, p.Addr4)
 	m.SetService(t, steered())
 	app := p.App(t)
 	fd := app.Socket(unix.AF_INET, unix.SOCK_STREAM)
 	if err := app.Connect(fd, at(vip4, 80)); err != nil {
 		t.Fatal(err)
 	}
-	c, err := l.AcceptTCP()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := l.Accept(t)
 	conn, err := c.File()
 	if err != nil {
 		t.Fatal(err)

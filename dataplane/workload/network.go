@@ -333,8 +333,12 @@ func wantSockets(addresses []netip.Addr) []Socket {
 		if addr.Is6() {
 			loopback = netip.IPv6Loopback()
 		}
+		for port := uint16(PortOutbound); port <= PortOutboundLast; port++ {
+			out = append(out, Socket{
+				Purpose: PurposeOutbound, Protocol: mesh.ProtocolTCP, AddrPort: netip.AddrPortFrom(addr, port), FD: -1,
+			})
+		}
 		for _, s := range []Socket{
-			{Purpose: PurposeOutbound, Protocol: mesh.ProtocolTCP, AddrPort: netip.AddrPortFrom(addr, PortOutbound)},
 			{Purpose: PurposeInbound, Protocol: mesh.ProtocolTCP, AddrPort: netip.AddrPortFrom(loopback, PortInbound)},
 			{Purpose: PurposeDNS, Protocol: mesh.ProtocolUDP, AddrPort: netip.AddrPortFrom(addr, PortDNS)},
 			{Purpose: PurposeDNS, Protocol: mesh.ProtocolTCP, AddrPort: netip.AddrPortFrom(addr, PortDNS)},

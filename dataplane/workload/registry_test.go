@@ -139,7 +139,13 @@ func TestSockets(t *testing.T) {
 	v4, v6 := s.Addresses[0], s.Addresses[1]
 	want := map[string]Purpose{
 		"TCP " + netip.AddrPortFrom(v4, 15001).String(): PurposeOutbound,
+		"TCP " + netip.AddrPortFrom(v4, 15002).String(): PurposeOutbound,
+		"TCP " + netip.AddrPortFrom(v4, 15003).String(): PurposeOutbound,
+		"TCP " + netip.AddrPortFrom(v4, 15004).String(): PurposeOutbound,
 		"TCP " + netip.AddrPortFrom(v6, 15001).String(): PurposeOutbound,
+		"TCP " + netip.AddrPortFrom(v6, 15002).String(): PurposeOutbound,
+		"TCP " + netip.AddrPortFrom(v6, 15003).String(): PurposeOutbound,
+		"TCP " + netip.AddrPortFrom(v6, 15004).String(): PurposeOutbound,
 		"TCP 127.0.0.1:15006":                           PurposeInbound,
 		"TCP [::1]:15006":                               PurposeInbound,
 		"TCP " + netip.AddrPortFrom(v4, 15053).String(): PurposeDNS,
@@ -434,7 +440,7 @@ func TestRestore(t *testing.T) {
 	for _, was := range []*Sandbox{one, two} {
 		is := r.Get(was.Spec.Name)
 		if is == nil || is.Index != was.Index || is.NetnsCookie != was.NetnsCookie || !slices.Equal(is.Addresses, was.Addresses) ||
-			is.HostIfindex != was.HostIfindex || is.CgroupID != was.CgroupID || is.Ready() != was.Ready() || len(is.ListenerFDs()) != 8 {
+			is.HostIfindex != was.HostIfindex || is.CgroupID != was.CgroupID || is.Ready() != was.Ready() || len(is.ListenerFDs()) != len(copies) {
 			t.Errorf("was %+v, is %+v", was, is)
 		}
 	}

@@ -12,8 +12,9 @@ import (
 
 // The ports inside a workload's namespace that belong to the node proxy.
 const (
-	// PortOutbound takes what the workload sends to steered services.
-	PortOutbound = 15001
+	// PortOutbound to PortOutboundLast take what the workload sends to steered services.
+	PortOutbound     = 15001
+	PortOutboundLast = 15004
 	// PortInbound takes what others send to the workload in plain text.
 	PortInbound = 15006
 	// PortDNS takes the workload's DNS queries.

@@ -220,13 +220,9 @@ func (m *Mesh) WaitFlow(t testing.TB, what string, match func(*flow.Flow) bool) 
 func (m *Mesh) Proxy(t testing.TB, p *Pod) {
 	t.Helper()
 	for _, a := range []netip.Addr{p.Addr4, p.Addr6} {
-		l := p.Listen(t, netip.AddrPortFrom(a, steer.OutboundPort))
+		l := p.ListenSteered(t, a)
 		go func() {
-			for {
-				c, err := l.AcceptTCP()
-				if err != nil {
-					return
-				}
+			for c := range l.accepted {
 				io.WriteString(c, m.origin(t, c))
 				go func() {
 					defer c.Close()
@@ -266,7 +262,9 @@ func (m *Mesh) ProxyHTTP(t testing.TB, p *Pod) {
 				io.WriteString(w, r.Context().Value(key{}).(string))
 			}),
 		}
-		go s.Serve(p.Listen(t, netip.AddrPortFrom(a, steer.OutboundPort)))
+		for port := steer.OutboundPort; port <= steer.LastOutboundPort; port++ {
+			go s.Serve(p.Listen(t, netip.AddrPortFrom(a, port)))
+		}
 		t.Cleanup(func() { s.Close() })
 	}
 }

@@ -7,10 +7,13 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"sync"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sluice-mesh/sluice/dataplane/steer"
 )
 
 // Listen makes a plain TCP listening socket in the namespace, owned by the test process.
@@ -64,6 +67,67 @@ func (n *Netns) socket(t testing.TB, at netip.AddrPort, typ int) *os.File {
 		return nil
 	})
 	return f
+}
+
+// Steered are the listening sockets of an address for steered connections.
+type Steered struct {
+	listeners []*net.TCPListener
+	accepted  chan *net.TCPConn
+}
+
+// ListenSteered listens on all ports that take steered connections.
+func (n *Netns) ListenSteered(t testing.TB, addr netip.Addr) *Steered {
+	t.Helper()
+	s := &Steered{accepted: make(chan *net.TCPConn)}
+	done := make(chan struct{})
+	var accepting sync.WaitGroup
+	for port := steer.OutboundPort; port <= steer.LastOutboundPort; port++ {
+		l := n.Listen(t, netip.AddrPortFrom(addr, port))
+		s.listeners = append(s.listeners, l)
+		accepting.Go(func() {
+			for {
+				c, err := l.AcceptTCP()
+				if err != nil {
+					return
+				}
+				select {
+				case s.accepted <- c:
+				case <-done:
+					c.Close()
+				}
+			}
+		})
+	}
+	t.Cleanup(func() {
+		close(done)
+		s.Close()
+		accepting.Wait()
+		close(s.accepted)
+	})
+	return s
+}
+
+// Accept returns the next connection, which goes with the test.
+func (s *Steered) Accept(t testing.TB) *net.TCPConn {
+	t.Helper()
+	c := <-s.accepted
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// Close stops to listen.
+func (s *Steered) Close() {
+	for _, l := range s.listeners {
+		l.Close()
+	}
+}
+
+// Each calls f with the descriptor of each socket.
+func (s *Steered) Each(t testing.TB, f func(fd int)) {
+	t.Helper()
+	for _, l := range s.listeners {
+		FD(t, l, f)
+	}
 }
 
 // Stream makes a non-blocking TCP socket in the namespace, to dial an address of to's family.
