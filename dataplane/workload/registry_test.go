@@ -309,7 +309,7 @@ func TestOneFamily(t *testing.T) {
 				}
 			})
 			one, two := mustAdd(t, r, "a"), mustAdd(t, r, "b")
-			if len(one.Addresses) != 1 || len(one.ListenerFDs()) != 4 {
+			if len(one.Addresses) != 1 || len(one.ListenerFDs()) != 7 {
 				t.Fatalf("%+v", one)
 			}
 			l := listenTCP(t, two, two.Addresses[0])
