@@ -146,6 +146,8 @@ type Limits struct {
 	StreamIdleTimeout time.Duration
 	// PoolIdleTimeout closes an unused upstream connection.
 	PoolIdleTimeout time.Duration
+	// UDPIdleTimeout forgets a client's UDP flow on which no datagram moves.
+	UDPIdleTimeout time.Duration
 	// TCPIdleTimeout ends a raw connection on which no byte moves.
 	TCPIdleTimeout time.Duration
 }
@@ -176,6 +178,7 @@ func DefaultLimits() Limits {
 		IdleTimeout:          10 * time.Minute,
 		StreamIdleTimeout:    10 * time.Minute,
 		PoolIdleTimeout:      90 * time.Second,
+		UDPIdleTimeout:       60 * time.Second,
 		TCPIdleTimeout:       2 * time.Hour,
 	}
 }
@@ -223,6 +226,7 @@ func (l *Limits) validate() error {
 		{"idle timeout", int64(l.IdleTimeout)},
 		{"stream idle timeout", int64(l.StreamIdleTimeout)},
 		{"pool idle timeout", int64(l.PoolIdleTimeout)},
+		{"udp idle timeout", int64(l.UDPIdleTimeout)},
 		{"tcp idle timeout", int64(l.TCPIdleTimeout)},
 	} {
 		if v.value < 0 {
@@ -256,6 +260,7 @@ func (l Limits) withDefaults() Limits {
 	setInt(&l.IdleTimeout, d.IdleTimeout)
 	setInt(&l.StreamIdleTimeout, d.StreamIdleTimeout)
 	setInt(&l.PoolIdleTimeout, d.PoolIdleTimeout)
+	setInt(&l.UDPIdleTimeout, d.UDPIdleTimeout)
 	setInt(&l.TCPIdleTimeout, d.TCPIdleTimeout)
 	return l
 }

@@ -23,6 +23,9 @@ type metrics struct {
 	bytesIn     [journeys]prometheus.Counter
 	bytesOut    [journeys]prometheus.Counter
 
+	udpFlows  *prometheus.CounterVec
+	udpActive prometheus.Gauge
+
 	retries, repeats prometheus.Counter
 	// bodyTooLarge and bodiesTooMany count requests that are not tried again.
 	bodyTooLarge, bodiesTooMany prometheus.Counter
@@ -67,6 +70,13 @@ func newMetrics(reg prometheus.Registerer, workers int) (*metrics, error) {
 			Name: "sluice_proxy_repeats_total",
 			Help: "Tries that were repeated although no rule says so, because that was safe: the endpoint had not seen the request, or the request is idempotent and its connection died in silence.",
 		}),
+		udpFlows: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_proxy_udp_flows_total",
+			Help: "UDP flows of clients with Gateways that ended, and datagrams that were refused one, by reason (empty: none).",
+		}, []string{"reason"}),
+		udpActive: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "sluice_proxy_udp_flows_active", Help: "UDP flows of clients with Gateways.",
+		}),
 		connects: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "sluice_proxy_upstream_connects_total",
 			Help: "Attempts to open a pooled connection to an endpoint.",
@@ -105,7 +115,7 @@ func newMetrics(reg prometheus.Registerer, workers int) (*metrics, error) {
 	m.series = newSeriesTable(m.requests, m.duration, overflow)
 	m.noRule = m.newRuleMetrics("")
 	for _, c := range []prometheus.Collector{
-		overflow, m.requests, m.duration, m.closed, m.retries, m.repeats, m.connects, m.connectFailures,
+		overflow, m.requests, m.duration, m.closed, m.udpFlows, m.udpActive, m.retries, m.repeats, m.connects, m.connectFailures,
 		forgotten, m.mirrors,
 		conns, connsActive, active, bytes,
 	} {

@@ -41,10 +41,12 @@ func (t SocketType) String() string {
 	return "unknown"
 }
 
-// Socket is a listening TCP socket, bound and listening.
+// Socket is a TCP socket, bound and listening, or of a Gateway a bound UDP socket.
 type Socket struct {
 	FD   int
 	Type SocketType
+	// Protocol is that of the socket; zero stands for ProtocolTCP.
+	Protocol mesh.Protocol
 	// Workload and WorkloadName are those of the namespace that the socket is in;
 	// zero on gateways.
 	Workload     mesh.WorkloadIndex
@@ -87,6 +89,7 @@ type Proxy struct {
 
 type socketKey struct {
 	typ      SocketType
+	udp      bool
 	workload mesh.WorkloadIndex
 	addr     netip.AddrPort
 }
@@ -255,7 +258,13 @@ func (p *Proxy) AddSocket(s Socket) error {
 		loop.CloseFD(s.FD)
 		return fmt.Errorf("l7proxy: socket of unknown type %d", s.Type)
 	}
-	if err := loop.PrepareListener(s.FD); err != nil {
+	if s.Protocol == mesh.ProtocolUDP && s.Type != SocketGateway {
+		loop.CloseFD(s.FD)
+		return fmt.Errorf("l7proxy: %s socket %s: UDP is for Gateways", s.Type, s.Addr)
+	}
+	if s.Protocol == mesh.ProtocolUDP {
+		// Nothing to prepare.
+	} else if err := loop.PrepareListener(s.FD); err != nil {
 		loop.CloseFD(s.FD)
 		return fmt.Errorf("l7proxy: %s socket %s: %w", s.Type, s.Addr, err)
 	}
@@ -275,7 +284,9 @@ func (p *Proxy) AddSocket(s Socket) error {
 	return nil
 }
 
-func key(s Socket) socketKey { return socketKey{s.Type, s.Workload, s.Addr} }
+func key(s Socket) socketKey {
+	return socketKey{s.Type, s.Protocol == mesh.ProtocolUDP, s.Workload, s.Addr}
+}
 
 // budget returns the budget of a socket's workload or Gateway port.
 func (p *Proxy) budget(s Socket) *budget {

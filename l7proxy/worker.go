@@ -54,6 +54,9 @@ type worker struct {
 
 	httpPorts map[string]struct{} // listeners of unknown protocol whose last client spoke HTTP
 
+	udp   map[*socket]*udpListener
+	batch *loop.Batch // made with the first of them
+
 	originations map[string]*origination // by cluster
 	securing     map[*securing]struct{}
 	mirrors      []*mirror // under way
@@ -84,6 +87,7 @@ func newWorker(p *Proxy, id int) (*worker, error) {
 		wanted:     map[mesh.Ref]int64{},
 		httpPorts:  map[string]struct{}{},
 
+		udp:          map[*socket]*udpListener{},
 		originations: map[string]*origination{},
 		securing:     map[*securing]struct{}{},
 	}
@@ -103,6 +107,9 @@ func (w *worker) closeAll() {
 	for s := range w.listeners {
 		w.unlisten(s)
 	}
+	for s := range w.udp {
+		w.unlistenUDP(s)
+	}
 	for len(w.conns) > 0 {
 		w.conns[len(w.conns)-1].kill(flow.ReasonDraining)
 	}
@@ -118,6 +125,10 @@ func (w *worker) listen(s *socket) {
 	if w.proxy.draining.Load() || s.removed.Load() {
 		return
 	}
+	if s.Protocol == mesh.ProtocolUDP {
+		w.listenUDP(s)
+		return
+	}
 	ln, err := w.loop.Listen(s.FD, func(fd int, peer netip.AddrPort) { w.accept(s, fd, peer) })
 	if err != nil {
 		w.proxy.log.Error("cannot accept from a socket", "journey", s.Type, "address", s.Addr, "error", err)
@@ -127,6 +138,7 @@ func (w *worker) listen(s *socket) {
 }
 
 func (w *worker) unlisten(s *socket) {
+	w.unlistenUDP(s)
 	if ln := w.listeners[s]; ln != nil {
 		delete(w.listeners, s)
 		ln.Close()
@@ -217,6 +229,9 @@ func (w *worker) removeConn(d *downConn) {
 func (w *worker) drain(done chan struct{}) {
 	for s := range w.listeners {
 		w.unlisten(s)
+	}
+	for s := range w.udp {
+		w.unlistenUDP(s)
 	}
 	w.drained = append(w.drained, done)
 	conns := append([]*downConn(nil), w.conns...)

@@ -393,7 +393,7 @@ var socketTypes = map[handoff.SocketType]l7proxy.SocketType{
 }
 
 func accepted(s handoff.Socket, fd int) l7proxy.Socket {
-	out := l7proxy.Socket{FD: fd, Type: socketTypes[s.Type], Workload: s.Workload, Listener: s.Listener, Addr: s.Address}
+	out := l7proxy.Socket{FD: fd, Type: socketTypes[s.Type], Protocol: s.Protocol, Workload: s.Workload, Listener: s.Listener, Addr: s.Address}
 	if s.Type != handoff.SocketGateway {
 		out.WorkloadName = s.Name
 	}
@@ -401,7 +401,10 @@ func accepted(s handoff.Socket, fd int) l7proxy.Socket {
 }
 
 func offered(s l7proxy.Socket) handoff.Socket {
-	out := handoff.Socket{Protocol: mesh.ProtocolTCP, Workload: s.Workload, Name: s.WorkloadName, Listener: s.Listener, Address: s.Addr}
+	out := handoff.Socket{Protocol: s.Protocol, Workload: s.Workload, Name: s.WorkloadName, Listener: s.Listener, Address: s.Addr}
+	if out.Protocol == 0 {
+		out.Protocol = mesh.ProtocolTCP
+	}
 	for theirs, ours := range socketTypes {
 		if ours == s.Type {
 			out.Type = theirs

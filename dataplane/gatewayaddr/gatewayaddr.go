@@ -76,7 +76,7 @@ type Table struct {
 	mu        sync.Mutex // guards all following fields
 	listeners map[string]map[netip.AddrPort]*entry
 	// servedBy says which listener has an address and port.
-	servedBy map[netip.AddrPort]string
+	servedBy map[mesh.Frontend]string
 	addrs    map[netip.Addr]*address
 	// awaited are the sockets of an earlier agent that did not come back, by where
 	// they are bound.
@@ -120,7 +120,7 @@ func New(cfg Config) (*Table, error) {
 	t := &Table{
 		cfg: cfg, log: cfg.Logger.With("component", "gatewayaddr"),
 		listeners: make(map[string]map[netip.AddrPort]*entry),
-		servedBy:  make(map[netip.AddrPort]string),
+		servedBy:  make(map[mesh.Frontend]string),
 		addrs:     make(map[netip.Addr]*address),
 		awaited:   make(map[netip.AddrPort]Socket),
 		journal:   journal{path: cfg.StateFile},
@@ -201,7 +201,7 @@ func (t *Table) Adopt(fds []int) (rest []int) {
 	for _, fd := range fds {
 		id, err := listen.Identify(fd)
 		s, awaited := t.awaited[id.AddrPort]
-		if err != nil || !awaited || id.NetnsCookie != t.cookie || id.Protocol != s.Protocol || t.servedBy[s.AddrPort] != "" {
+		if err != nil || !awaited || id.NetnsCookie != t.cookie || id.Protocol != s.Protocol || t.servedBy[s.frontend()] != "" {
 			rest = append(rest, fd)
 			continue
 		}
@@ -220,7 +220,7 @@ func (t *Table) insert(e *entry) {
 		t.listeners[e.socket.Listener] = entries
 	}
 	entries[e.socket.AddrPort] = e
-	t.servedBy[e.socket.AddrPort] = e.socket.Listener
+	t.servedBy[e.socket.frontend()] = e.socket.Listener
 }
 
 // Set makes the node serve exactly the addresses and ports of l, which must be of
@@ -257,7 +257,7 @@ func (t *Table) Set(l *mesh.Listener) error {
 		if !want[at] {
 			continue
 		}
-		if err := t.add(l.Name, at); err != nil {
+		if err := t.add(l, at); err != nil {
 			errs = append(errs, fmt.Errorf("serve %s on %s: %w", l.Name, at, err))
 		}
 	}
@@ -277,8 +277,12 @@ func checkAddress(addr netip.Addr) error {
 }
 
 // add makes a listener serve one address and port.
-func (t *Table) add(listener string, at netip.AddrPort) error {
-	if by := t.servedBy[at]; by != "" && by != listener {
+func (t *Table) add(l *mesh.Listener, at netip.AddrPort) error {
+	listener, protocol := l.Name, mesh.ProtocolTCP
+	if l.Protocol != 0 {
+		protocol = l.Protocol
+	}
+	if by := t.servedBy[mesh.Frontend{AddrPort: at, Protocol: protocol}]; by != "" && by != listener {
 		return fmt.Errorf("it is served by %s", by)
 	}
 	e := t.listeners[listener][at]
@@ -286,7 +290,7 @@ func (t *Table) add(listener string, at netip.AddrPort) error {
 		return nil
 	}
 	if e == nil {
-		socket, err := t.openSocket(listener, at)
+		socket, err := t.openSocket(listener, protocol, at)
 		if err != nil {
 			return err
 		}
@@ -311,13 +315,24 @@ func (t *Table) add(listener string, at netip.AddrPort) error {
 	return nil
 }
 
-func (t *Table) openSocket(listener string, at netip.AddrPort) (Socket, error) {
-	s := Socket{Listener: listener, Protocol: mesh.ProtocolTCP, AddrPort: at, FD: -1}
+// frontend is what clients dial.
+func (s *Socket) frontend() mesh.Frontend {
+	return mesh.Frontend{AddrPort: s.AddrPort, Protocol: s.Protocol}
+}
+
+// openSocket makes the socket of an address and port. That of UDP is bound to them, so
+// that what is sent on it comes from there; connections of TCP know by themselves.
+func (t *Table) openSocket(listener string, protocol mesh.Protocol, at netip.AddrPort) (Socket, error) {
+	s := Socket{Listener: listener, Protocol: protocol, AddrPort: at, FD: -1}
 	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	if at.Addr().Is6() {
 		loopback = netip.IPv6Loopback()
 	}
 	err := t.cfg.NodeNetns.Do(func() (err error) {
+		if protocol == mesh.ProtocolUDP {
+			s.FD, err = listen.OpenFree(s.Protocol, at)
+			return err
+		}
 		s.FD, err = listen.Open(s.Protocol, netip.AddrPortFrom(loopback, 0))
 		return err
 	})
@@ -353,8 +368,8 @@ func (t *Table) remove(e *entry) error {
 	if len(t.listeners[s.Listener]) == 0 {
 		delete(t.listeners, s.Listener)
 	}
-	delete(t.servedBy, s.AddrPort)
-	return errors.Join(err, t.note(change{Closed: &s.AddrPort}))
+	delete(t.servedBy, s.frontend())
+	return errors.Join(err, t.note(closed(&s)))
 }
 
 // note keeps the journal.
@@ -454,7 +469,7 @@ func (t *Table) Retain(keep func(name string) bool) error {
 	}
 	// What did not come back and was not made anew.
 	for _, s := range t.awaited {
-		if t.servedBy[s.AddrPort] == "" {
+		if t.servedBy[s.frontend()] == "" {
 			s.FD = -1
 			t.insert(&entry{socket: s, restored: true})
 			errs = append(errs, t.remove(t.listeners[s.Listener][s.AddrPort]))

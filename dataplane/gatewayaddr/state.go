@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+
+	"github.com/sluice-mesh/sluice/mesh"
 )
 
 // journal remembers on disk which sockets there are, at a cost that does not grow
@@ -25,6 +27,13 @@ type journal struct {
 type change struct {
 	Opened *Socket         `json:"opened,omitempty"`
 	Closed *netip.AddrPort `json:"closed,omitempty"`
+	// UDP says of Closed that it is not TCP.
+	UDP bool `json:"udp,omitempty"`
+}
+
+// closed is the change that says that s was.
+func closed(s *Socket) change {
+	return change{Closed: &s.AddrPort, UDP: s.Protocol == mesh.ProtocolUDP}
 }
 
 // maxIdleLines is how many lines a journal may have beyond twice its sockets before
@@ -34,8 +43,8 @@ const maxIdleLines = 64
 // read returns the sockets that are open. A line that cannot be read, such as the
 // last one of an agent that was killed, is left out: its socket is not recognised
 // and is made anew.
-func (j *journal) read() (map[netip.AddrPort]Socket, error) {
-	open := make(map[netip.AddrPort]Socket)
+func (j *journal) read() (map[mesh.Frontend]Socket, error) {
+	open := make(map[mesh.Frontend]Socket)
 	data, err := os.ReadFile(j.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return open, nil
@@ -48,9 +57,13 @@ func (j *journal) read() (map[netip.AddrPort]Socket, error) {
 		switch err := json.Unmarshal(line, &c); {
 		case err != nil:
 		case c.Opened != nil:
-			open[c.Opened.AddrPort] = *c.Opened
+			open[c.Opened.frontend()] = *c.Opened
 		case c.Closed != nil:
-			delete(open, *c.Closed)
+			f := mesh.Frontend{AddrPort: *c.Closed, Protocol: mesh.ProtocolTCP}
+			if c.UDP {
+				f.Protocol = mesh.ProtocolUDP
+			}
+			delete(open, f)
 		}
 	}
 	return open, nil

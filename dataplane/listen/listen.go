@@ -30,6 +30,15 @@ type Identity struct {
 // whose listeners cannot go into socket maps and hide socket storage. An IPv6
 // socket takes IPv6 only. Port 0 lets the kernel choose.
 func Open(protocol mesh.Protocol, addr netip.AddrPort) (fd int, err error) {
+	return openSocket(protocol, addr, false)
+}
+
+// OpenFree is Open for an address that need not be the namespace's yet.
+func OpenFree(protocol mesh.Protocol, addr netip.AddrPort) (fd int, err error) {
+	return openSocket(protocol, addr, true)
+}
+
+func openSocket(protocol mesh.Protocol, addr netip.AddrPort, free bool) (fd int, err error) {
 	domain, kind := unix.AF_INET, unix.SOCK_STREAM
 	if addr.Addr().Is6() {
 		domain = unix.AF_INET6
@@ -56,6 +65,15 @@ func Open(protocol mesh.Protocol, addr netip.AddrPort) (fd int, err error) {
 		// Connections that a lost listener accepted still hold the port.
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return -1, os.NewSyscallError("setsockopt SO_REUSEADDR", err)
+		}
+	}
+	if free {
+		level, option := unix.IPPROTO_IP, unix.IP_FREEBIND
+		if domain == unix.AF_INET6 {
+			level, option = unix.IPPROTO_IPV6, unix.IPV6_FREEBIND
+		}
+		if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
+			return -1, os.NewSyscallError("setsockopt IP_FREEBIND", err)
 		}
 	}
 	if err := unix.Bind(fd, sockaddr(addr)); err != nil {

@@ -19,13 +19,18 @@ func GatewayListeners(g *graph.Gateway, addresses []netip.Addr, routes []L4Route
 	if len(addresses) == 0 {
 		return nil
 	}
-	byPort := map[uint16]*mesh.Listener{}
+	type place struct {
+		port uint16
+		udp  bool
+	}
+	byPort := map[place]*mesh.Listener{}
 	for i := range g.Listeners {
 		l := &g.Listeners[i]
 		if !l.Served {
 			continue
 		}
-		out := byPort[l.Port]
+		at := place{l.Port, l.Protocol == gatewayv1.UDPProtocolType}
+		out := byPort[at]
 		if out == nil {
 			out = &mesh.Listener{
 				Name: g.ListenerName(l.Port), Type: mesh.ListenerGateway, Parent: g.Name, Port: l.Port, Addresses: addresses,
@@ -33,7 +38,10 @@ func GatewayListeners(g *graph.Gateway, addresses []netip.Addr, routes []L4Route
 			if !g.ClientCertificate.IsZero() {
 				out.ClientCertificate = g.ClientCertificate.String()
 			}
-			byPort[l.Port] = out
+			if at.udp {
+				out.Name, out.Protocol = out.Name+"/udp", mesh.ProtocolUDP
+			}
+			byPort[at] = out
 		}
 		if l.Protocol == gatewayv1.HTTPProtocolType {
 			// All plain listeners of a port share a table, and so one chain.
@@ -60,7 +68,9 @@ func GatewayListeners(g *graph.Gateway, addresses []netip.Addr, routes []L4Route
 		slices.SortStableFunc(l.Chains, compareChains)
 		listeners = append(listeners, l)
 	}
-	slices.SortFunc(listeners, func(a, b *mesh.Listener) int { return cmp.Compare(a.Port, b.Port) })
+	slices.SortFunc(listeners, func(a, b *mesh.Listener) int {
+		return cmp.Or(cmp.Compare(a.Port, b.Port), strings.Compare(a.Name, b.Name))
+	})
 	return listeners
 }
 

@@ -103,6 +103,11 @@ func Service(in ServiceInput) []mesh.Resource {
 				resources = append(resources, serviceListener(svc, port.Port, s))
 			}
 		}
+		if port.Protocol == mesh.ProtocolUDP {
+			cluster := graph.UDPClusterName(name, port.Port)
+			resources = append(resources, &mesh.Cluster{Name: cluster, Service: name, Port: port.Port},
+				&mesh.ClusterEndpoints{Cluster: cluster, Endpoints: zoned(&in, backends(spec, port.Endpoints))})
+		}
 		svc.Ports = append(svc.Ports, port)
 	}
 	if svc.Headless && len(spec.Ports) == 0 {

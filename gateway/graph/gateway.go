@@ -82,6 +82,7 @@ var supportedKinds = map[gatewayv1.ProtocolType][]kube.Kind{
 	gatewayv1.HTTPSProtocolType: {kube.KindHTTPRoute, kube.KindGRPCRoute},
 	gatewayv1.TLSProtocolType:   {kube.KindTLSRoute},
 	gatewayv1.TCPProtocolType:   {kube.KindTCPRoute},
+	gatewayv1.UDPProtocolType:   {kube.KindUDPRoute},
 }
 
 // ResolveGateway resolves the references of a Gateway whose class is ours.
@@ -124,7 +125,7 @@ func resolveListener(objects Objects, gw *gatewayv1.Gateway, owner kube.Key, gen
 	}
 
 	if supportedKinds[spec.Protocol] == nil {
-		refuse(gatewayv1.ListenerReasonUnsupportedProtocol, "Protocol %s is not supported; use HTTP, HTTPS, TLS or TCP", spec.Protocol)
+		refuse(gatewayv1.ListenerReasonUnsupportedProtocol, "Protocol %s is not supported; use HTTP, HTTPS, TLS, TCP or UDP", spec.Protocol)
 		l.Conditions = []metav1.Condition{accepted, conditions.ListenerResolvedRefs(generation)}
 		return l
 	}

@@ -360,6 +360,11 @@ func ClusterName(service mesh.Name, port uint16) string {
 	return service.String() + "/" + strconv.Itoa(int(port))
 }
 
+// UDPClusterName names the cluster of a Service's UDP port.
+func UDPClusterName(service mesh.Name, port uint16) string {
+	return ClusterName(service, port) + "/udp"
+}
+
 // resolveBackends resolves all backendRefs; the first that is wrong is reported.
 func (r *Route) resolveBackends(objects Objects, refs [][]gatewayv1.BackendRef, grants bool) Backends {
 	b := Backends{ResolvedRefs: conditions.RouteResolvedRefs(r.Generation), Clusters: make([][]string, len(refs))}
@@ -416,9 +421,11 @@ func (r *Route) resolveBackend(objects Objects, ref *gatewayv1.BackendRef, grant
 		if p.Port != *ref.Port {
 			continue
 		}
-		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
+		if wantsUDP := r.Key.Kind == kube.KindUDPRoute; wantsUDP != (p.Protocol == corev1.ProtocolUDP) {
 			udp = true
 			continue
+		} else if wantsUDP {
+			return UDPClusterName(name, uint16(p.Port)), "", ""
 		}
 		if AppProtocol(p) == mesh.AppProtocolTLS && !isL4(r.Key.Kind) && objects.BackendTLS(name, p.Name) == nil {
 			return "", gatewayv1.RouteReasonUnsupportedProtocol, fmt.Sprintf("Service %s port %d speaks TLS, and no BackendTLSPolicy says whom to trust there", name, *ref.Port)
@@ -426,7 +433,7 @@ func (r *Route) resolveBackend(objects Objects, ref *gatewayv1.BackendRef, grant
 		return ClusterName(name, uint16(p.Port)), "", ""
 	}
 	if udp {
-		return "", gatewayv1.RouteReasonUnsupportedProtocol, fmt.Sprintf("Service %s port %d is not TCP", name, *ref.Port)
+		return "", gatewayv1.RouteReasonUnsupportedProtocol, fmt.Sprintf("Service %s port %d is not of the protocol that %ss carry", name, *ref.Port, r.Key.Kind)
 	}
 	return "", gatewayv1.RouteReasonBackendNotFound, fmt.Sprintf("Service %s has no port %d", name, *ref.Port)
 }

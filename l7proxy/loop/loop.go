@@ -88,6 +88,7 @@ type entry struct {
 	generation uint32
 	conn       *Conn
 	listener   *Listener
+	packet     *Packet
 	wake       bool
 }
 
@@ -272,6 +273,8 @@ func (l *Loop) dispatch(ev *unix.EpollEvent) {
 		e.conn.handler.Ready(e.conn)
 	case e.listener != nil:
 		e.listener.accept()
+	case e.packet != nil:
+		e.packet.ready()
 	case e.wake:
 		var b [8]byte
 		sysRead(l.wakefd, b[:])

@@ -29,6 +29,7 @@ const (
 	TypeHTTP   Type = 3 // a request and its response, when it ended
 	TypeDNS    Type = 4 // a DNS query and its answer
 	TypeLost   Type = 5 // Lost events that nobody could record
+	TypeUDP    Type = 7 // a client's UDP flow through a Gateway, when it ended
 	TypeHealth Type = 6 // an endpoint (Destination) began or ceased to be healthy for the proxy
 )
 

@@ -13,6 +13,7 @@ var verdictTexts = map[Verdict]string{
 var typeTexts = map[Type]string{
 	TypeSocket: "socket", TypeTCP: "tcp", TypeHTTP: "http", TypeDNS: "dns", TypeLost: "lost",
 	TypeHealth: "health",
+	TypeUDP:    "udp",
 }
 
 // unknown is the word for a number that has none.

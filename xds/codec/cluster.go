@@ -31,9 +31,9 @@ const upstreamOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 // connectTimeout is Envoy's: Sluice's own proxy has its own.
 const connectTimeout = 5 * time.Second
 
-// clusterNameParts reads "NAMESPACE/SERVICE/PORT".
+// clusterNameParts reads "NAMESPACE/SERVICE/PORT", with "/udp" behind it for a UDP port.
 func clusterNameParts(name string) (mesh.Name, uint16, error) {
-	parts := strings.Split(name, "/")
+	parts := strings.Split(strings.TrimSuffix(name, udpSuffix), "/")
 	if len(parts) != 3 {
 		return mesh.Name{}, 0, errors.New(`is not "NAMESPACE/SERVICE/PORT"`)
 	}

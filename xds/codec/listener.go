@@ -57,7 +57,7 @@ var listenerTypes = map[string]mesh.ListenerType{
 
 // listenerNameParts reads "gateway/NAMESPACE/NAME/PORT" or "service/…".
 func listenerNameParts(name string) (mesh.ListenerType, mesh.Name, uint16, error) {
-	parts := strings.Split(name, "/")
+	parts := strings.Split(strings.TrimSuffix(name, udpSuffix), "/")
 	if len(parts) != 4 || listenerTypes[parts[0]] == 0 {
 		return 0, mesh.Name{}, 0, errors.New(`is neither "gateway/NAMESPACE/NAME/PORT" nor "service/NAMESPACE/NAME/PORT"`)
 	}
@@ -95,8 +95,21 @@ func encodeListener(l *mesh.Listener) (*listenerv3.Listener, error) {
 	} else {
 		m.TrafficDirection = corev3.TrafficDirection_INBOUND
 	}
+	udp := strings.HasSuffix(l.Name, udpSuffix)
+	if udp != (l.Protocol == mesh.ProtocolUDP) {
+		return nil, at("Name", "does not say protocol %s", l.Protocol)
+	}
+	fields := map[string]*structpb.Value{}
+	if udp {
+		if err := encodeUDP(l, m, fields); err != nil {
+			return nil, err
+		}
+	}
 	inspectTLS, inspectHTTP := false, false
 	for i := range l.Chains {
+		if udp {
+			break
+		}
 		c := &l.Chains[i]
 		chains, err := encodeChain(l.Name, c)
 		if err != nil {
@@ -116,7 +129,6 @@ func encodeListener(l *mesh.Listener) (*listenerv3.Listener, error) {
 			return nil, err
 		}
 	}
-	fields := map[string]*structpb.Value{}
 	if l.ClientCertificate != "" {
 		fields[keyClientCertificate] = structpb.NewStringValue(l.ClientCertificate)
 	}
@@ -319,6 +331,10 @@ func decodeListener(m *listenerv3.Listener) (*mesh.Listener, error) {
 			}
 			l.Addresses = append(l.Addresses, ap.Addr())
 		}
+	}
+	if strings.HasSuffix(l.Name, udpSuffix) {
+		l.Protocol = mesh.ProtocolUDP
+		l.Chains = []mesh.Chain{decodeUDP(m)}
 	}
 	chains := m.GetFilterChains()
 	for i := 0; i < len(chains); i++ {

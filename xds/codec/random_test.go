@@ -323,6 +323,10 @@ func (r random) listener() *mesh.Listener {
 	if r.chance(20) {
 		l.ClientCertificate = r.name().String()
 	}
+	if r.chance(20) {
+		l.Name, l.Protocol = l.Name+"/udp", mesh.ProtocolUDP
+		l.Chains = []mesh.Chain{{Name: r.label(), Default: r.rawClusters()}}
+	}
 	return l
 }
 
