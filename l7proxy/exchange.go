@@ -487,7 +487,7 @@ func (x *exchange) Dialed(c upstream.Conn, err error) {
 		case upstream.ErrConnectionLimit:
 			reason = flow.ReasonBackendConnectionLimit
 		default:
-			if _, ok := err.(*tlsError); ok {
+			if _, ok := errors.AsType[*tlsError](err); ok {
 				reason = flow.ReasonUpstreamTLS
 			}
 		}
