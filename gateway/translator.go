@@ -20,6 +20,7 @@ import (
 	"github.com/sluice-mesh/sluice/gateway/graph"
 	"github.com/sluice-mesh/sluice/kube"
 	"github.com/sluice-mesh/sluice/kube/api/v1alpha1"
+	"github.com/sluice-mesh/sluice/kube/readiness"
 	"github.com/sluice-mesh/sluice/mesh"
 )
 
@@ -280,6 +281,7 @@ func (t *Translator) take(key kube.Key, o kube.Object) {
 		}
 	case kube.KindPod:
 		t.dirty.pods[name] = struct{}{}
+		t.dirty.statuses[key] = struct{}{}
 		for _, version := range []kube.Object{old, o} {
 			if pod, ok := version.(*corev1.Pod); ok {
 				for _, svc := range t.objects.servicesSelecting(pod) {
@@ -891,11 +893,17 @@ func (t *Translator) status(key kube.Key) (kube.Status, bool) {
 			return s, false
 		}
 	default:
-		text := t.rejectionText(key)
-		if text == "" {
+		if pod, ok := o.(*corev1.Pod); ok {
+			if why := readiness.Unsupported(pod); why != "" {
+				s.Conditions = append(s.Conditions, conditions.NotProbed(s.Generation, why))
+			}
+		}
+		if text := t.rejectionText(key); text != "" {
+			s.Conditions = append(s.Conditions, conditions.NotProgrammed(s.Generation, text))
+		}
+		if len(s.Conditions) == 0 {
 			return s, false
 		}
-		s.Conditions = []metav1.Condition{conditions.NotProgrammed(s.Generation, text)}
 	}
 	return s, true
 }

@@ -72,6 +72,9 @@ type Config struct {
 	// Sockets may be nil: all upstream sockets are made in the proxy's own network
 	// namespace then.
 	Sockets Sockets
+	// Resolver finds the endpoints of clusters that are DNS names (ExternalName). Nil:
+	// such clusters have no endpoints.
+	Resolver Resolver
 	// Want asks for a resource that a connection needs and Store lacks; the key may
 	// be a glob. It is called on the loops, at most once per key and loop while the
 	// resource stays away, and must not block. May be nil.

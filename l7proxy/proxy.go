@@ -68,6 +68,7 @@ type Proxy struct {
 	// registry is what the workers know together of endpoints.
 	registry *upstream.Registry
 	backends *backendMetrics
+	names    names
 	// upstreamBudget bounds what waits on its way to all endpoints.
 	upstreamBudget budget
 	// retryBudget bounds the bodies that are kept for another try, mirrorBudget what
@@ -118,6 +119,7 @@ func New(cfg Config) (*Proxy, error) {
 	if p.backends, err = newBackendMetrics(cfg.Registerer); err != nil {
 		return nil, fmt.Errorf("l7proxy: %w", err)
 	}
+	p.names.proxy = p
 	p.registry = upstream.NewRegistry(p.checkEndpoint, p.endpointChanged)
 	p.upstreamBudget.maxBytes = 4 * p.limits.MaxBufferedBytes
 	p.retryBudget.maxBytes = p.limits.RetryBufferedBytes
@@ -155,6 +157,9 @@ func New(cfg Config) (*Proxy, error) {
 				continue
 			}
 			p.registry.Remove(ref.Key)
+			if ref.Kind == mesh.KindCluster {
+				p.names.remove(ref.Key)
+			}
 			for _, w := range p.workers {
 				w.loop.Post(func() {
 					w.set.Remove(ref.Key)
@@ -241,6 +246,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	err := g.Wait()
 	p.registry.Close()
+	p.names.close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for k, s := range p.sockets {

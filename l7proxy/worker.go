@@ -266,7 +266,12 @@ func (w *worker) cluster(name string) (*upstream.Cluster, mesh.Kind) {
 		w.want(mesh.KindClusterEndpoints, name)
 		return nil, mesh.KindCluster
 	}
-	endpoints, _ := w.proxy.cfg.Store.Get(mesh.KindClusterEndpoints, name).(*mesh.ClusterEndpoints)
+	var endpoints *mesh.ClusterEndpoints
+	if config.Hostname != "" {
+		endpoints = w.proxy.names.of(config)
+	} else {
+		endpoints, _ = w.proxy.cfg.Store.Get(mesh.KindClusterEndpoints, name).(*mesh.ClusterEndpoints)
+	}
 	if endpoints == nil {
 		w.set.Remove(name)
 		return nil, mesh.KindClusterEndpoints

@@ -27,8 +27,10 @@ import (
 	"github.com/sluice-mesh/sluice/gateway"
 	"github.com/sluice-mesh/sluice/gateway/graph"
 	"github.com/sluice-mesh/sluice/kube"
+	"github.com/sluice-mesh/sluice/kube/readiness"
 	"github.com/sluice-mesh/sluice/kube/status"
 	"github.com/sluice-mesh/sluice/kube/watch"
+	"github.com/sluice-mesh/sluice/l7proxy/healthcheck"
 	"github.com/sluice-mesh/sluice/mesh"
 	"github.com/sluice-mesh/sluice/xds/server"
 )
@@ -100,7 +102,7 @@ func runNode(ctx context.Context, s *settings) error {
 		objects: map[kube.Key]kube.Object{}, statuses: map[kube.Key]kube.Status{}, files: map[string]kube.File{}, refusals: map[mesh.Ref]bool{},
 	}
 	n.translator, err = gateway.New(gateway.Config{
-		GatewayPools: s.GatewayAddresses, StateDir: s.State, Node: s.NodeName, Logger: logger,
+		GatewayPools: s.GatewayAddresses, StateDir: s.State, Node: s.NodeName, Zone: s.Zone, Logger: logger,
 	})
 	if err != nil {
 		return err
@@ -133,7 +135,10 @@ func runNode(ctx context.Context, s *settings) error {
 	}
 
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return source.Run(gctx, n.changed) })
+	// There is no kubelet that would make the Pods' readiness probes.
+	prober := readiness.New(healthcheck.Check, n.changed)
+	defer prober.Close()
+	g.Go(func() error { return source.Run(gctx, prober.Changed) })
 	g.Go(func() error { return adminServer.Run(gctx) })
 	// The agent outlives the proxy at the end, so that connections that drain are
 	// seen to their end.

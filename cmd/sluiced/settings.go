@@ -31,6 +31,7 @@ type settings struct {
 	Cgroup           string         `json:"cgroup"`
 	BPFFS            string         `json:"bpffs"`
 	NodeName         string         `json:"node-name"`
+	Zone             string         `json:"zone,omitempty"`
 	PodCIDRs         []netip.Prefix `json:"pod-cidrs"`
 	ServiceCIDRs     []netip.Prefix `json:"service-cidrs"`
 	GatewayAddresses []netip.Prefix `json:"gateway-addresses,omitempty"`
@@ -84,6 +85,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.Cgroup, "cgroup", s.Cgroup, "cgroup v2 folder for workloads and the node's own processes; made if absent")
 	f.StringVar(&s.BPFFS, "bpffs", s.BPFFS, "bpffs for pinned programs and maps (in its folder sluice); mounted if it is none")
 	f.StringVar(&s.NodeName, "node-name", s.NodeName, "name of this node")
+	f.StringVar(&s.Zone, "zone", s.Zone, "topology zone of the node, for Services that prefer endpoints near; empty: none")
 	prefixes(f, &s.PodCIDRs, "pod-cidrs", "pools of workloads' addresses, one of each family")
 	prefixes(f, &s.ServiceCIDRs, "service-cidrs", "pools of Services' addresses, one of each family; the tenth address is the DNS service")
 	prefixes(f, &s.GatewayAddresses, "gateway-addresses", "pools of addresses for Gateways that name none, one of each family")

@@ -144,7 +144,7 @@ func runWorker(ctx context.Context, s *settings) error {
 	// microseconds, and wake a thread to do so.
 	runtime.GOMAXPROCS(loops + 1)
 	cfg := l7proxy.Config{
-		Loops: loops, Node: s.NodeName, Store: w.store, Routes: w.routes, Certificates: certificates,
+		Loops: loops, Node: s.NodeName, Zone: s.Zone, Store: w.store, Routes: w.routes, Certificates: certificates,
 		Origins: &w.origin, Sockets: w.pool, Want: w.xds.Want,
 		Flows: queue.Put, AdmitFlow: queue.Admit, Logger: logger, Registerer: reg, Limits: l7proxy.DefaultLimits(),
 	}
@@ -164,9 +164,6 @@ func runWorker(ctx context.Context, s *settings) error {
 			return err
 		}
 	}
-	if w.proxy, err = l7proxy.New(cfg); err != nil {
-		return err
-	}
 	upstreams := make([]netip.AddrPort, 0, len(s.DNSUpstreams))
 	for _, u := range s.DNSUpstreams {
 		upstreams = append(upstreams, netip.MustParseAddrPort(u)) // validated with the settings
@@ -176,6 +173,10 @@ func runWorker(ctx context.Context, s *settings) error {
 		Node: s.NodeName, Logger: logger, Registerer: reg,
 	})
 	if err != nil {
+		return err
+	}
+	cfg.Resolver = w.dns
+	if w.proxy, err = l7proxy.New(cfg); err != nil {
 		return err
 	}
 	adminListener, err := net.FileListener(os.NewFile(workerAdminFD, "admin"))

@@ -242,6 +242,12 @@ func mergePod(running, declared *corev1.Pod) *corev1.Pod {
 	if !ports {
 		p.Spec.Containers = declared.Spec.Containers
 	}
+	p.Spec.Containers = slices.Clone(p.Spec.Containers)
+	for i := range min(len(p.Spec.Containers), len(declared.Spec.Containers)) {
+		if c := &p.Spec.Containers[i]; c.ReadinessProbe == nil {
+			c.ReadinessProbe = declared.Spec.Containers[i].ReadinessProbe
+		}
+	}
 	if p.Spec.Hostname == "" && p.Spec.Subdomain == "" {
 		p.Spec.Hostname, p.Spec.Subdomain = declared.Spec.Hostname, declared.Spec.Subdomain
 	}

@@ -36,7 +36,9 @@ func references(r mesh.Resource) []mesh.Ref {
 			clusters(r.Rules[i].Clusters)
 		}
 	case *mesh.Cluster:
-		out = append(out, mesh.Ref{Kind: mesh.KindClusterEndpoints, Key: r.Name})
+		if r.Hostname == "" { // else they are what the name resolves to
+			out = append(out, mesh.Ref{Kind: mesh.KindClusterEndpoints, Key: r.Name})
+		}
 	}
 	return out
 }
