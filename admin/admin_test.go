@@ -67,6 +67,10 @@ func (everything) Gateways() []admin.Gateway {
 	return []admin.Gateway{{Name: mesh.Name{Namespace: "shop", Name: "edge"}, Class: "sluice"}}
 }
 func (everything) XDS() []admin.XDSType { return xds }
+func (everything) Backends() []admin.Backend {
+	return []admin.Backend{{Cluster: "shop/web/80", State: "healthy"}}
+}
+
 func (everything) Connections() []admin.Connection {
 	return []admin.Connection{{ID: 1, Kind: "outbound", Idle: time.Second}}
 }

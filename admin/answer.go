@@ -191,6 +191,16 @@ type GatewayListener struct {
 	Conditions     []Condition `json:"conditions,omitempty"`
 }
 
+// Backend is an endpoint that the proxy sends to, GET /backends of the proxy.
+type Backend struct {
+	Cluster  string         `json:"cluster"` // "NAMESPACE/SERVICE/PORT"
+	Endpoint netip.AddrPort `json:"endpoint"`
+	Workload mesh.Name      `json:"workload,omitzero"`
+	// State is "healthy", "unchecked", "failed" or "ejected"; Why says why it is not healthy.
+	State string `json:"state"`
+	Why   string `json:"why,omitempty"`
+}
+
 // Connection is a connection that the proxy holds, GET /connections of the proxy.
 type Connection struct {
 	// ID stays the connection's as long as the proxy runs, and is no other's.

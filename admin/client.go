@@ -209,6 +209,11 @@ func (c *Client) Connections(ctx context.Context) ([]Connection, error) {
 	return get[[]Connection](ctx, c, ProcessProxy, "/connections")
 }
 
+// Backends returns the endpoints that the proxy sends to.
+func (c *Client) Backends(ctx context.Context) ([]Backend, error) {
+	return get[[]Backend](ctx, c, ProcessProxy, "/backends")
+}
+
 // Explain asks the proxy which rule a request would meet.
 func (c *Client) Explain(ctx context.Context, q ExplainRequest) (*Explanation, error) {
 	out := new(Explanation)

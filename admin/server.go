@@ -120,6 +120,7 @@ func (s *Server) routes(view View) {
 		s.Handle("GET /gateways", func(*http.Request) (any, error) { return list(v.Gateways()), nil })
 	}
 	if v, ok := view.(ProxyView); ok {
+		s.Handle("GET /backends", func(*http.Request) (any, error) { return list(v.Backends()), nil })
 		s.Handle("GET /connections", func(*http.Request) (any, error) { return list(v.Connections()), nil })
 		s.Handle("POST /explain", func(r *http.Request) (any, error) {
 			var q ExplainRequest

@@ -39,6 +39,7 @@ type NodeView interface {
 type ProxyView interface {
 	View
 	Connections() []Connection
+	Backends() []Backend
 	// Explain answers ErrNotFound if the request's workload does not exist.
 	Explain(ctx context.Context, r ExplainRequest) (*Explanation, error)
 	XDS() []XDSType

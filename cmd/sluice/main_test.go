@@ -71,6 +71,7 @@ func TestOutput(t *testing.T) {
 		{"explain-refused", "route explain GET bookshop.example/ --color=always", exitNo},
 		{"explain-json", "route explain GET bookshop.example/ -o json", exitNo},
 		{"connections", "connections list", exitOK},
+		{"backends", "backend list", exitOK},
 		{"xds", "xds status", exitNo},
 		{"config", "config show node", exitOK},
 		{"config-json", "config show node -o json", exitOK},

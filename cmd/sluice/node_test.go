@@ -205,6 +205,12 @@ func (proxyView) Status() admin.Status {
 func (proxyView) Config() any          { return map[string]int{"workers": 2} }
 func (proxyView) XDS() []admin.XDSType { return nil }
 
+func (proxyView) Backends() []admin.Backend {
+	return []admin.Backend{
+		{Cluster: "shop/web/80", Endpoint: netip.MustParseAddrPort("10.77.0.7:8080"), Workload: mesh.Name{Namespace: "shop", Name: "web-0"}, State: "ejected", Why: "5 responses 5xx in a row"},
+	}
+}
+
 func (proxyView) Connections() []admin.Connection {
 	return []admin.Connection{
 		{ID: 1, Kind: "outbound", Client: addrPort("10.77.0.4:41000"), Workload: name("shop/web"), Original: addrPort("10.96.0.12:80"), Service: name("shop/reviews"),

@@ -87,7 +87,7 @@ sockets that only root can reach.
 	)
 	look := []*cobra.Command{
 		a.statusCommand(), a.observeCommand(), a.workloadCommand(), a.serviceCommand(), a.gatewayCommand(),
-		a.routeCommand(), a.connectionsCommand(), a.xdsCommand(), a.configCommand(), a.logCommand(),
+		a.routeCommand(), a.connectionsCommand(), a.backendCommand(), a.xdsCommand(), a.configCommand(), a.logCommand(),
 	}
 	for _, c := range look {
 		c.GroupID = "look"

@@ -474,6 +474,18 @@ func (w *worker) XDS() []admin.XDSType { return clientXDS(w.xds) }
 // protocolWords are what a connection speaks, once that is known.
 var protocolWords = map[string]string{"http/1.1": "HTTP/1.1", "h2": "HTTP/2", "tcp": "TCP"}
 
+// Backends lists the endpoints that the proxy sends to.
+func (w *worker) Backends() []admin.Backend {
+	out := []admin.Backend{}
+	for _, b := range w.proxy.Backends() {
+		out = append(out, admin.Backend(b))
+	}
+	slices.SortFunc(out, func(a, b admin.Backend) int {
+		return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), a.Endpoint.Compare(b.Endpoint))
+	})
+	return out
+}
+
 // Connections lists the downstream connections.
 func (w *worker) Connections() []admin.Connection {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)

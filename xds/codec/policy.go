@@ -38,8 +38,10 @@ func encodeHostname(c *mesh.Cluster, m *clusterv3.Cluster) error {
 	}
 	m.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
 	m.EdsClusterConfig = nil
-	m.RespectDnsTtl = true
-	m.DnsRefreshRate = durationpb.New(dnsRefreshRate)
+	// Their replacement, the cluster type envoy.clusters.dns, is not in the Envoys that
+	// are still maintained.
+	m.RespectDnsTtl = true                            //nolint:staticcheck // see above
+	m.DnsRefreshRate = durationpb.New(dnsRefreshRate) //nolint:staticcheck // see above
 	m.DnsLookupFamily = clusterv3.Cluster_V4_PREFERRED
 	m.LoadAssignment = &endpointv3.ClusterLoadAssignment{
 		ClusterName: c.Name,
