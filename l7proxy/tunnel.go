@@ -220,6 +220,12 @@ func (t *tunnel) start(up relay.Stream) {
 	}
 	t.relay.Init(d.w.loop, down, up, &d.w.pipes, d.budget)
 	t.running = true
+	if d.alone {
+		// What the client has begun to say may be HTTP: listen holds it until that is
+		// known, or it would get around the routes.
+		t.ready()
+		return
+	}
 	if err := t.relay.Inject(relay.Downstream, d.unread()); err != nil {
 		t.end(flow.ReasonOverLimit, "")
 		return
