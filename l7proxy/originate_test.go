@@ -199,6 +199,11 @@ func TestUpstreamTLS(t *testing.T) {
 				if n := backend.accepted.Load() - before; test.want != "" && n != 1 {
 					t.Errorf("%d connections for three requests", n)
 				}
+				// Whom nobody could trust is not even dialled.
+				nobody := !test.tls.SystemRoots && !strings.HasPrefix(string(test.tls.RootsPEM), "-----BEGIN")
+				if n := backend.accepted.Load() - before; nobody && n != 0 {
+					t.Errorf("%d connections although there is no authority", n)
+				}
 			})
 		}
 	}
