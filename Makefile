@@ -46,6 +46,16 @@ test: deps-test ## unit tests, BPF program tests and namespace tests (root)
 race: deps-test ## the same with the race detector
 	CGO_ENABLED=1 go test -race $(TESTFLAGS) ./...
 
+# What is tested on the oldest kernel: every object is loaded, every program run.
+KERNEL_PACKAGES := ./dataplane/probe ./dataplane/loader ./dataplane/events ./dataplane/service ./dataplane/steer \
+	./dataplane/gatewayaddr ./dataplane/listen ./dataplane/netns ./dataplane/workload ./dataplane/workload/launch
+
+.PHONY: test-kernel
+test-kernel: ## the BPF and namespace tests on Debian 12's Linux 6.1, in qemu (x86-64)
+	@.ci/debian qemu-system-x86:qemu-system-x86_64 curl
+	@.ci/kernel bin/kernel
+	go run ./lab/kernel -image bin/kernel/vmlinuz -modules bin/kernel/modules $(KERNEL_PACKAGES)
+
 .PHONY: mutants
 mutants: deps-test deps-generate ## break parts one by one and see their tests fail: ONLY=regexp picks some (root, long)
 	go run ./mutants -only '$(ONLY)'
