@@ -19,6 +19,13 @@
 // that has the pattern as its name and no content. Any other client learns of a
 // prefix without resources as of a missing resource, by its removal.
 //
+// Clients that are not Sluice's are served on the same port: an Envoy by delta ADS,
+// with whole route tables (RouteConfiguration), and proxyless gRPC by the
+// state-of-the-world variant, with ApiListeners by the name
+// "SERVICE.NAMESPACE.svc.DOMAIN:PORT" (gRFC A27). Both are made of the published
+// resources when somebody asks for them. They get what all nodes get of a service;
+// consumer routes, which depend on the client's namespace, are not among it.
+//
 // Failures: a resource that cannot be encoded keeps its last version. A stream
 // that breaks the protocol is ended with the reason; the client starts again.
 package server

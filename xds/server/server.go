@@ -2,8 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,6 +35,8 @@ const maxRequestBytes = 64 << 20
 type Config struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+	// ClusterDomain ends the names that proxyless gRPC asks for; "cluster.local" if empty.
+	ClusterDomain string
 	// ProxyUID is the user, beside root, that may be sent certificates.
 	ProxyUID uint32
 	// OnAck is called when a client has accepted a version of a resource, or with
@@ -90,8 +90,10 @@ type resourceType struct {
 	kind      mesh.Kind
 	url       string
 	resources nametree.Tree[*discoveryv3.Resource] // shared by all streams, immutable
-	byName    map[string]watchers
-	byPrefix  map[string]watchers
+	// derive makes a resource of others (derived.go); nil: they are published.
+	derive   func(name string) *discoveryv3.Resource
+	byName   map[string]watchers
+	byPrefix map[string]watchers
 }
 
 type watchers map[*subscriptions]struct{}
@@ -100,6 +102,9 @@ type watchers map[*subscriptions]struct{}
 func New(cfg Config) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
+	}
+	if cfg.ClusterDomain == "" {
+		cfg.ClusterDomain = "cluster.local"
 	}
 	m, err := newMetrics(cfg.Registerer)
 	if err != nil {
@@ -113,14 +118,21 @@ func New(cfg Config) (*Server, error) {
 		streams: map[*stream]struct{}{},
 	}
 	for _, kind := range mesh.Kinds {
-		s.types[kind] = &resourceType{
-			kind:     kind,
-			url:      codec.TypeURL(kind),
-			byName:   map[string]watchers{},
-			byPrefix: map[string]watchers{},
-		}
+		s.addType(kind, codec.TypeURL(kind), nil)
 	}
+	s.addType(kindRoutes, codec.TypeRouteConfiguration, s.routes)
+	s.addType(kindAPIListener, codec.TypeURL(mesh.KindListener), s.apiListener)
 	return s, nil
+}
+
+func (s *Server) addType(kind mesh.Kind, url string, derive func(string) *discoveryv3.Resource) {
+	s.types[kind] = &resourceType{
+		kind:     kind,
+		url:      url,
+		derive:   derive,
+		byName:   map[string]watchers{},
+		byPrefix: map[string]watchers{},
+	}
 }
 
 // Listen makes the unix socket at path, in place of one that nobody listens on
@@ -187,17 +199,27 @@ func (s *Server) Publish(d mesh.Delta) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	stale := map[mesh.Ref]struct{}{}
+	changed := func(kind mesh.Kind, name string) {
+		if derived, ok := s.derivedFrom(kind, name); ok {
+			stale[derived] = struct{}{}
+		}
+	}
 	for i, r := range d.Upserts {
-		if encoded[i] != nil {
-			s.types[r.Kind()].put(encoded[i])
+		if encoded[i] != nil && s.types[r.Kind()].put(encoded[i]) {
+			changed(r.Kind(), encoded[i].Name)
 		}
 	}
 	for _, ref := range d.Removes {
-		if t := s.types[ref.Kind]; t != nil {
-			t.remove(ref.Key)
+		if t := s.types[ref.Kind]; t != nil && t.derive == nil && t.remove(ref.Key) {
+			changed(ref.Kind, ref.Key)
 		}
 	}
-	for kind, t := range s.types {
+	for ref := range stale { // once each, however much of it changed
+		s.types[ref.Kind].stale(ref.Key)
+	}
+	for _, kind := range mesh.Kinds {
+		t := s.types[kind]
 		s.metrics.resources.WithLabelValues(string(kind)).Set(float64(t.resources.Len()))
 	}
 	if !s.published {
@@ -216,28 +238,26 @@ func encode(r mesh.Resource) (*discoveryv3.Resource, error) {
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(packed.Value)
-	return &discoveryv3.Resource{
-		Name:     r.Key(),
-		Version:  base64.RawURLEncoding.EncodeToString(sum[:12]),
-		Resource: packed,
-	}, nil
+	return versioned(r.Key(), packed), nil
 }
 
-func (t *resourceType) put(r *discoveryv3.Resource) {
+// put and remove report whether something changed.
+func (t *resourceType) put(r *discoveryv3.Resource) bool {
 	if old, ok := t.resources.Get(r.Name); ok && old.Version == r.Version {
-		return
+		return false
 	}
 	t.resources.Set(r.Name, r)
 	t.notify(r.Name)
+	return true
 }
 
-func (t *resourceType) remove(name string) {
+func (t *resourceType) remove(name string) bool {
 	if _, ok := t.resources.Get(name); !ok {
-		return
+		return false
 	}
 	t.resources.Delete(name)
 	t.notify(name)
+	return true
 }
 
 // notify marks a name as changed for all that watch it.

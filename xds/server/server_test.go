@@ -645,8 +645,11 @@ func TestProtocolErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := whole.Recv(); grpcstatus.Code(err) != codes.Unimplemented {
-		t.Errorf("state of the world: %v", err)
+	if err := whole.Send(&discoveryv3.DiscoveryRequest{TypeUrl: codec.TypeURL(mesh.KindCluster)}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := whole.Recv(); grpcstatus.Code(err) != codes.InvalidArgument {
+		t.Errorf("state of the world without a node: %v", err)
 	}
 }
 

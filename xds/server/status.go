@@ -22,7 +22,7 @@ type ClientStatus struct {
 	Client
 	UID   int64        `json:"uid"` // of the peer on a unix socket, else -1
 	Since time.Time    `json:"since"`
-	Kinds []KindStatus `json:"kinds"` // those subscribed to, in the order of mesh.Kinds
+	Kinds []KindStatus `json:"kinds"` // those subscribed to, in the order of mesh.Kinds, derived ones last
 }
 
 // KindStatus is what a client has of a kind.
@@ -52,12 +52,12 @@ func (s *Server) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := Status{Published: s.published, Resources: map[mesh.Kind]int{}}
-	for kind, t := range s.types {
-		out.Resources[kind] = t.resources.Len()
+	for _, kind := range mesh.Kinds {
+		out.Resources[kind] = s.types[kind].resources.Len()
 	}
 	for st := range s.streams {
 		c := ClientStatus{Client: st.client, UID: st.uid, Since: st.since}
-		for _, kind := range mesh.Kinds {
+		for _, kind := range slices.Concat(mesh.Kinds[:], derivedKinds) {
 			if sub := st.types[kind]; sub != nil {
 				c.Kinds = append(c.Kinds, sub.status())
 			}

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
@@ -37,7 +38,7 @@ const (
 // to comes first. What is gone goes in the opposite order, after it.
 var sendOrder = []mesh.Kind{
 	mesh.KindCluster, mesh.KindClusterEndpoints, mesh.KindCertificate, mesh.KindVirtualHost,
-	mesh.KindListener, mesh.KindWorkload, mesh.KindService,
+	kindRoutes, mesh.KindListener, kindAPIListener, mesh.KindWorkload, mesh.KindService,
 }
 
 // stream is one client. Server.mu guards it all but the first group.
@@ -87,11 +88,6 @@ type inFlight struct {
 	versions map[string]string // version "" is a removal
 }
 
-// StreamAggregatedResources is not served yet: every client speaks delta.
-func (s *Server) StreamAggregatedResources(discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
-	return grpcstatus.Error(codes.Unimplemented, "sluice serves DeltaAggregatedResources")
-}
-
 // DeltaAggregatedResources serves one client until it goes away.
 func (s *Server) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	first, err := g.Recv()
@@ -101,19 +97,45 @@ func (s *Server) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryServi
 	if first.GetNode().GetId() == "" {
 		return grpcstatus.Error(codes.InvalidArgument, "the first request names no node")
 	}
-	st := s.newStream(g.Context(), first)
+	st := s.newStream(g.Context(), first.GetNode())
 	defer s.close(st)
-	st.log.Info("client connected", "uid", st.uid)
+	request := first
+	return st.serve(g.Context(), func() error {
+		if err := st.handle(request); err != nil {
+			return err
+		}
+		request, err = g.Recv()
+		return err
+	}, func() (bool, error) {
+		response := st.next()
+		if response == nil {
+			return false, nil
+		}
+		return true, g.Send(response)
+	})
+}
 
-	// The context ends when this function returns, which ends the reader too.
+// serve answers a client until its context ends. read handles the request at hand
+// and waits for the next; send sends one response, if there is one to send now.
+func (st *stream) serve(ctx context.Context, read func() error, send func() (bool, error)) error {
+	st.log.Info("client connected", "uid", st.uid)
+	// The context ends when the caller returns, which ends the reader too.
 	failed := make(chan error, 1)
 	go func() {
-		failed <- st.read(g, first)
+		for {
+			if err := read(); err != nil {
+				if grpcstatus.Code(err) == codes.InvalidArgument || grpcstatus.Code(err) == codes.ResourceExhausted {
+					st.log.Warn("protocol error", "err", err)
+				}
+				failed <- err
+				return
+			}
+		}
 	}()
 	for {
 		select {
-		case <-g.Context().Done():
-			return context.Cause(g.Context())
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		case err := <-failed:
 			if err == io.EOF {
 				return nil
@@ -122,19 +144,18 @@ func (s *Server) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryServi
 		case <-st.changes:
 		}
 		for {
-			response := st.next()
-			if response == nil {
-				break
-			}
-			if err := g.Send(response); err != nil {
+			more, err := send()
+			if err != nil {
 				return err
+			}
+			if !more {
+				break
 			}
 		}
 	}
 }
 
-func (s *Server) newStream(ctx context.Context, first *discoveryv3.DeltaDiscoveryRequest) *stream {
-	node := first.GetNode()
+func (s *Server) newStream(ctx context.Context, node *corev3.Node) *stream {
 	st := &stream{
 		server:  s,
 		since:   time.Now(),
@@ -174,20 +195,6 @@ func (s *Server) close(st *stream) {
 	st.log.Info("client disconnected")
 }
 
-// read handles the requests of a stream, the first of which has been read.
-func (st *stream) read(g discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, request *discoveryv3.DeltaDiscoveryRequest) error {
-	for {
-		if err := st.handle(request); err != nil {
-			st.log.Warn("protocol error", "err", err)
-			return err
-		}
-		var err error
-		if request, err = g.Recv(); err != nil {
-			return err
-		}
-	}
-}
-
 func (st *stream) wakeUp() {
 	select {
 	case st.changes <- struct{}{}:
@@ -197,7 +204,7 @@ func (st *stream) wakeUp() {
 
 // handle takes one request: an ACK or NACK, changes of subscriptions, or both.
 func (st *stream) handle(request *discoveryv3.DeltaDiscoveryRequest) error {
-	kind, ok := codec.KindOf(request.GetTypeUrl())
+	kind, ok := kindOf(request.GetTypeUrl())
 	if !ok {
 		return grpcstatus.Errorf(codes.InvalidArgument, "type %q is not served", request.GetTypeUrl())
 	}
@@ -205,7 +212,11 @@ func (st *stream) handle(request *discoveryv3.DeltaDiscoveryRequest) error {
 	s.mu.Lock()
 	sub := st.types[kind]
 	if sub == nil {
-		sub = st.open(kind, request)
+		sub = st.open(kind, request.GetInitialResourceVersions())
+		if len(request.GetResourceNamesSubscribe()) == 0 {
+			sub.subscribe("*", nil) // the older way to ask for all
+			sub.answered = nil
+		}
 	}
 	report := sub.acknowledge(request)
 	err := sub.update(request)
@@ -219,7 +230,7 @@ func (st *stream) handle(request *discoveryv3.DeltaDiscoveryRequest) error {
 
 // open starts a kind on a stream. The client says what it has from an earlier
 // stream.
-func (st *stream) open(kind mesh.Kind, request *discoveryv3.DeltaDiscoveryRequest) *subscriptions {
+func (st *stream) open(kind mesh.Kind, versions map[string]string) *subscriptions {
 	sub := &subscriptions{
 		stream:   st,
 		typ:      st.server.types[kind],
@@ -229,20 +240,16 @@ func (st *stream) open(kind mesh.Kind, request *discoveryv3.DeltaDiscoveryReques
 		dirty:    map[string]struct{}{},
 		gone:     map[string]struct{}{},
 		owed:     true,
-		has:      make(map[string]sent, len(request.GetInitialResourceVersions())),
+		has:      make(map[string]sent, len(versions)),
 		rejected: map[string]Rejection{},
 	}
 	if sub.denied {
 		st.log.Warn("client may not have certificates", "uid", st.uid)
 	}
-	for name, version := range request.GetInitialResourceVersions() {
+	for name, version := range versions {
 		sub.has[name] = sent{version: version, acked: true}
 	}
 	st.types[kind] = sub
-	if len(request.GetResourceNamesSubscribe()) == 0 {
-		sub.subscribe("*", nil) // the older way to ask for all
-		sub.answered = nil
-	}
 	return sub
 }
 
@@ -272,7 +279,16 @@ func (s *subscriptions) resource(name string) (*discoveryv3.Resource, bool) {
 	if s.denied {
 		return nil, false
 	}
-	return s.typ.resources.Get(name)
+	return s.typ.get(name)
+}
+
+// kindOf returns the kind that a type URL stands for; kindAPIListener shares that of
+// Listeners.
+func kindOf(url string) (mesh.Kind, bool) {
+	if url == codec.TypeRouteConfiguration {
+		return kindRoutes, true
+	}
+	return codec.KindOf(url)
 }
 
 // subscribe adds a name or a pattern. What it covers is sent even if it was sent
@@ -383,8 +399,21 @@ func (st *stream) next() *discoveryv3.DeltaDiscoveryResponse {
 	s := st.server
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.published {
+	switch sub, gone := st.turn(); {
+	case sub == nil:
 		return nil
+	case gone:
+		return sub.send(sub.takeGone())
+	default:
+		return sub.send(sub.takeDirty())
+	}
+}
+
+// turn returns whose changes are to be sent next, and whether it is what is gone; nil
+// when nothing is to be sent now. Server.mu is held.
+func (st *stream) turn() (sub *subscriptions, gone bool) {
+	if !st.server.published {
+		return nil, false
 	}
 	for _, kind := range sendOrder {
 		sub := st.types[kind]
@@ -392,9 +421,9 @@ func (st *stream) next() *discoveryv3.DeltaDiscoveryResponse {
 			continue
 		}
 		if sub.inFlight != nil {
-			return nil // later kinds may refer to this one
+			return nil, false // later kinds may refer to this one
 		}
-		return sub.send(sub.takeDirty())
+		return sub, false
 	}
 	for i := len(sendOrder) - 1; i >= 0; i-- {
 		sub := st.types[sendOrder[i]]
@@ -402,11 +431,11 @@ func (st *stream) next() *discoveryv3.DeltaDiscoveryResponse {
 			continue
 		}
 		if sub.inFlight != nil {
-			return nil
+			return nil, false
 		}
-		return sub.send(sub.takeGone())
+		return sub, true
 	}
-	return nil
+	return nil, false
 }
 
 func (s *subscriptions) takeDirty() *discoveryv3.DeltaDiscoveryResponse {
@@ -414,7 +443,7 @@ func (s *subscriptions) takeDirty() *discoveryv3.DeltaDiscoveryResponse {
 	flight := &inFlight{versions: make(map[string]string, min(len(s.dirty), 64))}
 	size := 0
 	for name := range s.dirty {
-		r, _ := s.typ.resources.Get(name)
+		r, _ := s.typ.get(name)
 		size += len(r.Resource.Value) + len(name)
 		response.Resources = append(response.Resources, r)
 		flight.versions[name] = r.Version
@@ -479,10 +508,16 @@ func (s *subscriptions) send(r *discoveryv3.DeltaDiscoveryResponse) *discoveryv3
 	return r
 }
 
+// answer is what ACK and NACK are in both variants.
+type answer interface {
+	GetResponseNonce() string
+	GetErrorDetail() *status.Status
+}
+
 // acknowledge enters an ACK or NACK into the book and returns the callbacks to
 // call. A nonce that is not that of the response in flight is an old one, whose
 // response was answered before.
-func (s *subscriptions) acknowledge(request *discoveryv3.DeltaDiscoveryRequest) []func() {
+func (s *subscriptions) acknowledge(request answer) []func() {
 	flight := s.inFlight
 	if flight == nil || request.GetResponseNonce() != flight.nonce {
 		return nil
@@ -499,7 +534,7 @@ func (s *subscriptions) acknowledge(request *discoveryv3.DeltaDiscoveryRequest) 
 				s.has[name] = sent{version: version, acked: true}
 				delete(s.rejected, name)
 			}
-			if cfg.OnAck != nil {
+			if cfg.OnAck != nil && s.typ.derive == nil {
 				report = append(report, func() { cfg.OnAck(client, ref, version) })
 			}
 			continue
@@ -513,7 +548,9 @@ func (s *subscriptions) acknowledge(request *discoveryv3.DeltaDiscoveryRequest) 
 		s.stream.server.metrics.nacks.WithLabelValues(string(s.typ.kind)).Inc()
 		report = append(report, func() {
 			s.stream.log.Warn("resource refused", "kind", ref.Kind, "key", ref.Key, "version", version, "text", text)
-			if cfg.OnNack != nil {
+			// A stranger that refuses a response as a whole does not say which resource is
+			// bad, and a derived one is no object's: both stay in the book.
+			if cfg.OnNack != nil && (!all || s.stream.client.Role != "") && s.typ.derive == nil {
 				cfg.OnNack(client, ref, version, text)
 			}
 		})
