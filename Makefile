@@ -48,7 +48,7 @@ race: deps-test ## the same with the race detector
 
 # What is tested on the oldest kernel: every object is loaded, every program run.
 KERNEL_PACKAGES := ./dataplane/probe ./dataplane/loader ./dataplane/events ./dataplane/service ./dataplane/steer \
-	./dataplane/gatewayaddr ./dataplane/listen ./dataplane/netns ./dataplane/workload ./dataplane/workload/launch
+	./dataplane/gatewayaddr ./dataplane/listen ./dataplane/netns ./dataplane/workload
 
 .PHONY: test-kernel
 test-kernel: ## the BPF and namespace tests on Debian 12's Linux 6.1, in qemu (x86-64)

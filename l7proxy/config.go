@@ -38,8 +38,9 @@ type Sockets interface {
 	// Take returns a fresh, unconnected, non-blocking socket, which becomes the
 	// caller's; false if none is ready.
 	Take(w mesh.WorkloadIndex, v6 bool) (fd int, ok bool)
-	// Wait has f called once, on any goroutine, when Take is worth another try.
-	Wait(w mesh.WorkloadIndex, v6 bool, f func())
+	// Wait has f called once, on any goroutine, with a socket, which becomes f's, or
+	// without one if none could be made: Take is worth another try then.
+	Wait(w mesh.WorkloadIndex, v6 bool, f func(fd int, ok bool))
 }
 
 // AccessLog takes a record of each finished exchange and connection.

@@ -86,7 +86,7 @@ func (s *fakeSockets) Take(w mesh.WorkloadIndex, v6 bool) (int, bool) {
 	return fd, true
 }
 
-func (s *fakeSockets) Wait(w mesh.WorkloadIndex, v6 bool, f func()) {
+func (s *fakeSockets) Wait(w mesh.WorkloadIndex, v6 bool, f func(int, bool)) {
 	go func() {
 		s.mu.Lock()
 		if !s.never {
@@ -98,7 +98,7 @@ func (s *fakeSockets) Wait(w mesh.WorkloadIndex, v6 bool, f func()) {
 			}
 		}
 		s.mu.Unlock()
-		f()
+		f(s.Take(w, v6))
 	}()
 }
 

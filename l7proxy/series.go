@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/sluice-mesh/sluice/l7proxy/route"
 	"github.com/sluice-mesh/sluice/mesh"
@@ -170,6 +171,36 @@ func (t *seriesTable) dropWorkload(name mesh.Name) {
 	}
 	for s := range t.byWorkload[name] {
 		t.dropSet(s)
+		t.fold(s, name)
+	}
+}
+
+// fold adds what a set counted to the set without a workload that is gone, so that the
+// sums by route go on growing and short-lived workloads are part of them. What a loop
+// counts at this very moment may be lost. t.mu is held.
+func (t *seriesTable) fold(s *seriesSet, gone mesh.Name) {
+	r := t.routes[s.seriesKey.route]
+	if r == nil {
+		return // the route goes as well
+	}
+	k := s.seriesKey
+	if k.source == gone {
+		k.source = mesh.Name{}
+	}
+	if k.dest == gone {
+		k.dest = mesh.Name{}
+	}
+	into, _ := t.setLocked(r, k)
+	for of, c := range s.made {
+		var m dto.Metric
+		if err := c.Write(&m); err != nil || m.GetCounter().GetValue() == 0 {
+			continue
+		}
+		counter := t.counterLocked(into, of[0], of[1])
+		if counter == nil {
+			counter = t.requests.WithLabelValues(s.labels.journey, otherName, otherName, otherName, of[0], of[1])
+		}
+		counter.Add(m.GetCounter().GetValue())
 	}
 }
 
@@ -197,6 +228,10 @@ func (t *seriesTable) dropSet(s *seriesSet) {
 func (t *seriesTable) set(r *routeSeries, k seriesKey) (s *seriesSet, lasting bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.setLocked(r, k)
+}
+
+func (t *seriesTable) setLocked(r *routeSeries, k seriesKey) (s *seriesSet, lasting bool) {
 	lasting = true
 	if r.dead.Load() {
 		k.route, lasting = otherName, false
@@ -242,6 +277,10 @@ func text(n mesh.Name) string {
 func (t *seriesTable) counter(s *seriesSet, class, reason string) prometheus.Counter {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.counterLocked(s, class, reason)
+}
+
+func (t *seriesTable) counterLocked(s *seriesSet, class, reason string) prometheus.Counter {
 	of := [2]string{class, reason}
 	if c := s.made[of]; c != nil {
 		return c

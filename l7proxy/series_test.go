@@ -93,8 +93,9 @@ func TestSeriesGo(t *testing.T) {
 	if n := l.seriesCount(requestsTotal, "destination", "shop/web-0"); n != 0 {
 		t.Errorf("%d series of a workload that is gone", n)
 	}
+	want(3, "route", "HTTPRoute/shop/one", "destination", "", "source", "shop/client")
 	ask("/one", 1)
-	want(1, "route", "HTTPRoute/shop/one", "destination", "", "source", "shop/client")
+	want(4, "route", "HTTPRoute/shop/one", "destination", "", "source", "shop/client")
 	l.commit(workload)
 	ask("/one", 5)
 	want(5, "route", "HTTPRoute/shop/one", "destination", "shop/web-0")
@@ -106,7 +107,8 @@ func TestSeriesGo(t *testing.T) {
 	if n := l.seriesCount(requestsTotal, "source", "shop/client"); n != 0 {
 		t.Errorf("%d series of a client that is gone", n)
 	}
-	if s := l.proxy.metrics.series; s.count != 0 || len(s.byWorkload) != 0 {
+	want(9, "route", "HTTPRoute/shop/one", "source", "")
+	if s := l.proxy.metrics.series; s.byWorkload[mesh.Name{Namespace: "shop", Name: "client"}] != nil {
 		t.Errorf("%d series are still counted, of %d workloads", s.count, len(s.byWorkload))
 	}
 }

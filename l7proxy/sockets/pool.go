@@ -49,7 +49,7 @@ type shelf struct {
 	batch   int
 	asked   bool
 	retryAt time.Time
-	waiting []func()
+	waiting []func(fd int, ok bool) // in the order in which they came
 }
 
 // NewPool returns a pool that asks the Maker at the other end of conn, which
@@ -73,7 +73,7 @@ func (p *Pool) AddWorkload(w mesh.WorkloadIndex, netns string) {
 func (p *Pool) RemoveWorkload(w mesh.WorkloadIndex) {
 	p.mu.Lock()
 	delete(p.names, w)
-	var waiting []func()
+	var waiting []func(int, bool)
 	for _, k := range []shelfKey{{w, false, false}, {w, true, false}, {w, false, true}, {w, true, true}} {
 		if s := p.shelves[k]; s != nil {
 			closeFDs(s.fds)
@@ -82,7 +82,7 @@ func (p *Pool) RemoveWorkload(w mesh.WorkloadIndex) {
 		}
 	}
 	p.mu.Unlock()
-	call(waiting)
+	fail(waiting)
 }
 
 // Take returns a fresh, unconnected, non-blocking TCP socket in the workload's
@@ -124,23 +124,27 @@ func (p *Pool) Known(w mesh.WorkloadIndex) bool {
 	return p.names[w] != "" && !p.closed
 }
 
-// Wait has f called once, by another goroutine, when Take may have an answer: a
-// socket, or none because the workload is gone or its batch failed.
-func (p *Pool) Wait(w mesh.WorkloadIndex, v6 bool, f func()) {
+// Wait has f called once, by another goroutine: with a socket, which becomes f's, or
+// without one because the workload is gone or its batch failed.
+func (p *Pool) Wait(w mesh.WorkloadIndex, v6 bool, f func(fd int, ok bool)) {
 	p.wait(shelfKey{w, v6, false}, f)
 }
 
 // WaitTransparent is Wait for TakeTransparent.
-func (p *Pool) WaitTransparent(w mesh.WorkloadIndex, v6 bool, f func()) {
+func (p *Pool) WaitTransparent(w mesh.WorkloadIndex, v6 bool, f func(fd int, ok bool)) {
 	p.wait(shelfKey{w, v6, true}, f)
 }
 
-func (p *Pool) wait(k shelfKey, f func()) {
+func (p *Pool) wait(k shelfKey, f func(int, bool)) {
+	if fd, ok := p.take(k); ok {
+		go f(fd, true)
+		return
+	}
 	p.mu.Lock()
 	s := p.shelf(k)
-	if s == nil || len(s.fds) > 0 {
+	if s == nil {
 		p.mu.Unlock()
-		go f()
+		go f(-1, false)
 		return
 	}
 	s.waiting = append(s.waiting, f)
@@ -238,29 +242,38 @@ func (p *Pool) stock(tag uint32, errno unix.Errno, fds []int) {
 		p.logger.Warn("no sockets for a workload", "workload", k.workload, "error", errno)
 		s.retryAt = time.Now().Add(retryWait)
 	}
-	s.fds = append(s.fds, fds...)
-	waiting := s.waiting
-	s.waiting = nil
+	served := s.waiting[:min(len(fds), len(s.waiting))]
+	unserved := s.waiting[len(served):]
+	s.fds = append(s.fds, fds[len(served):]...)
+	if s.waiting = nil; len(fds) > 0 && len(unserved) > 0 {
+		// A batch that was made, if it was too small, is followed by another.
+		s.waiting, unserved = unserved, nil
+		s.batch = min(max(s.batch, len(s.waiting)), maxBatch)
+		p.ask(k, s)
+	}
 	p.mu.Unlock()
-	call(waiting)
+	for i, f := range served {
+		f(fds[i], true)
+	}
+	fail(unserved)
 }
 
 func (p *Pool) close() {
 	p.mu.Lock()
 	p.closed = true
-	var waiting []func()
+	var waiting []func(int, bool)
 	for _, s := range p.shelves {
 		closeFDs(s.fds)
 		waiting = append(waiting, s.waiting...)
 	}
 	p.shelves = map[shelfKey]*shelf{}
 	p.mu.Unlock()
-	call(waiting)
+	fail(waiting)
 }
 
-func call(fs []func()) {
-	for _, f := range fs {
-		f()
+func fail(waiting []func(int, bool)) {
+	for _, f := range waiting {
+		f(-1, false)
 	}
 }
 

@@ -103,10 +103,47 @@ func take(p *Pool, w mesh.WorkloadIndex, v6 bool) (int, bool) {
 	if fd, ok := p.Take(w, v6); ok {
 		return fd, true
 	}
-	ready := make(chan struct{})
-	p.Wait(w, v6, func() { close(ready) })
-	<-ready
-	return p.Take(w, v6)
+	type given struct {
+		fd int
+		ok bool
+	}
+	ready := make(chan given)
+	p.Wait(w, v6, func(fd int, ok bool) { ready <- given{fd, ok} })
+	g := <-ready
+	return g.fd, g.ok
+}
+
+// TestCrowd: many that wait at once get a socket each, a batch at a time, and who
+// comes later takes none of theirs.
+func TestCrowd(t *testing.T) {
+	dir := t.TempDir()
+	namespace(t, dir, "shop_a")
+	pool := start(t, dir)
+	pool.AddWorkload(1, "shop_a")
+	const crowd = 10 * maxBatch
+	fds := make(chan int, crowd)
+	for range crowd {
+		pool.Wait(1, false, func(fd int, ok bool) {
+			if !ok {
+				fd = -1
+			}
+			fds <- fd
+			if late, ok := pool.Take(1, false); ok {
+				_ = unix.Close(late)
+			}
+		})
+	}
+	seen := map[int]bool{}
+	for range crowd {
+		fd := <-fds
+		if fd < 0 || seen[fd] {
+			t.Fatalf("somebody got socket %d after %d others", fd, len(seen))
+		}
+		seen[fd] = true
+	}
+	for fd := range seen {
+		_ = unix.Close(fd)
+	}
 }
 
 func TestSocketsLiveInTheWorkloadsNamespace(t *testing.T) {

@@ -19,17 +19,16 @@ var ErrNoSocket = errors.New("no socket in the workload's network namespace")
 // Sockets gives sockets made in the network namespace of a workload.
 type Sockets interface {
 	Take(w mesh.WorkloadIndex, v6 bool) (fd int, ok bool)
-	Wait(w mesh.WorkloadIndex, v6 bool, f func())
+	Wait(w mesh.WorkloadIndex, v6 bool, f func(fd int, ok bool))
 }
 
 // Transparent gives sockets that may be bound to any address, a client's.
 type Transparent interface {
 	TakeTransparent(w mesh.WorkloadIndex, v6 bool) (fd int, ok bool)
-	WaitTransparent(w mesh.WorkloadIndex, v6 bool, f func())
+	WaitTransparent(w mesh.WorkloadIndex, v6 bool, f func(fd int, ok bool))
 }
 
-// maxSocketWaits is how often an attempt asks again: other attempts may be faster
-// to take what came.
+// maxSocketWaits is how often an attempt asks again after none could be made.
 const maxSocketWaits = 8
 
 // Dialer makes connections to endpoints.
@@ -80,44 +79,56 @@ func (d *Dial) Cancel() {
 	}
 }
 
-// connect takes a socket and connects it, or arranges to be called again.
+// connect takes a socket and connects it, or arranges to be given one.
 func (d *Dial) connect() error {
 	v6 := !d.to.Addr().Is4()
-	var fd int
 	if d.workload == 0 || d.dialer.Sockets == nil {
-		var err error
-		if fd, err = loop.NewSocket(v6); err != nil {
+		fd, err := loop.NewSocket(v6)
+		if err != nil {
 			return err
 		}
-	} else {
-		var ok bool
-		take, wait := d.dialer.Sockets.Take, d.dialer.Sockets.Wait
-		t, transparent := d.dialer.Sockets.(Transparent)
-		if transparent = transparent && d.Source.IsValid() && d.Source.Is4() != v6; transparent {
-			take, wait = t.TakeTransparent, t.WaitTransparent
-		}
-		if fd, ok = take(d.workload, v6); !ok {
-			if d.waits++; d.waits > maxSocketWaits {
-				return ErrNoSocket
-			}
-			l := d.dialer.Loop
-			wait(d.workload, v6, func() {
-				l.Post(func() {
-					if d.ended {
-						return
-					}
-					if err := d.connect(); err != nil {
-						d.finish(nil, err)
-					}
-				})
-			})
-			return nil
-		}
-		if transparent {
-			if err := loop.Bind(fd, netip.AddrPortFrom(d.Source, 0)); err != nil {
+		return d.use(fd, false)
+	}
+	take, wait := d.dialer.Sockets.Take, d.dialer.Sockets.Wait
+	t, transparent := d.dialer.Sockets.(Transparent)
+	if transparent = transparent && d.Source.IsValid() && d.Source.Is4() != v6; transparent {
+		take, wait = t.TakeTransparent, t.WaitTransparent
+	}
+	if fd, ok := take(d.workload, v6); ok {
+		return d.use(fd, transparent)
+	}
+	if d.waits++; d.waits > maxSocketWaits {
+		return ErrNoSocket
+	}
+	to := d.to
+	wait(d.workload, v6, func(fd int, ok bool) {
+		d.dialer.Loop.Post(func() {
+			var err error
+			switch {
+			case ok && (d.ended || d.to != to):
 				loop.CloseFD(fd)
-				return err
+				return
+			case d.ended || d.to != to:
+				return
+			case ok:
+				err = d.use(fd, transparent)
+			default:
+				err = d.connect()
 			}
+			if err != nil {
+				d.finish(nil, err)
+			}
+		})
+	})
+	return nil
+}
+
+// use connects a socket, which is the attempt's from now on.
+func (d *Dial) use(fd int, transparent bool) error {
+	if transparent {
+		if err := loop.Bind(fd, netip.AddrPortFrom(d.Source, 0)); err != nil {
+			loop.CloseFD(fd)
+			return err
 		}
 	}
 	if err := loop.SetNoDelay(fd); err != nil {
