@@ -13,6 +13,9 @@ GOFLAGS_BUILD := -trimpath -buildvcs=auto -ldflags '-s -w'
 COMMANDS := sluice sluiced
 TOOL     := go tool -modfile=tools/go.mod
 
+# A real Envoy, with which the tests compare; deps-test gets it.
+export ENVOY ?= $(CURDIR)/bin/envoy
+
 # Debian 12's compiler: the committed BPF objects are its output byte for byte.
 export CLANG := clang-14
 export STRIP := llvm-strip-14
@@ -84,6 +87,7 @@ clean: ## remove what was built
 deps-generate:
 	@.ci/debian clang-14 llvm-14 libbpf-dev protobuf-compiler
 deps-test:
+	@.ci/envoy bin/envoy
 	@.ci/debian curl dnsutils
 deps-bench:
 	@.ci/debian nginx-light:nginx haproxy wrk

@@ -34,6 +34,7 @@ import (
 	"github.com/sluice-mesh/sluice/mesh/store"
 	"github.com/sluice-mesh/sluice/observe/flow"
 	"github.com/sluice-mesh/sluice/xds/codec"
+	"github.com/sluice-mesh/sluice/xds/server"
 )
 
 // patience bounds what a test waits for; nothing is asserted about time.
@@ -64,6 +65,10 @@ spec:
   - {name: http-8080, port: 8080, protocol: HTTP}
 `
 
+// gatewayPool is a network of loopback, so that another program can serve a Gateway at
+// its address; processes of this test hardly ever share one.
+var gatewayPool = netip.PrefixFrom(netip.AddrFrom4([4]byte{127, byte(32 + rand.IntN(32)), byte(rand.IntN(256)), 0}), 24)
+
 // world is a control plane and a node proxy.
 type world struct {
 	t        testing.TB
@@ -73,6 +78,7 @@ type world struct {
 	reg      *prometheus.Registry
 	proxy    *l7proxy.Proxy
 	statuses map[string]kube.Status
+	xds      *server.Server // for those that are not the proxy
 	created  int
 
 	mu      sync.Mutex
@@ -102,7 +108,11 @@ func newWorld(t testing.TB, limits ...l7proxy.Limits) *world {
 		origins: map[netip.AddrPort]l7proxy.Origin{}, more: make(chan struct{}, 1), seen: make(chan seen, 4096),
 	}
 	var err error
-	w.tr, err = gateway.New(gateway.Config{GatewayPools: []netip.Prefix{netip.MustParsePrefix("10.97.0.0/16")}, Node: "node-1"})
+	w.tr, err = gateway.New(gateway.Config{GatewayPools: []netip.Prefix{gatewayPool}, Node: "node-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.xds, err = server.New(server.Config{Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,6 +245,9 @@ func (w *world) apply(text string) {
 	}
 	d.Removes = r.Delta.Removes
 	w.store.Commit(d)
+	if err := w.xds.Publish(r.Delta); err != nil {
+		w.t.Error(err)
+	}
 	for key, err := range w.routes.Refused() {
 		w.t.Errorf("the proxy refuses %s: %v", key, err)
 	}

@@ -20,10 +20,12 @@ const TypeRouteConfiguration = resourcev3.RouteType
 const (
 	routeConfigurationName         protowire.Number = 1
 	routeConfigurationVirtualHosts protowire.Number = 2
+	routeConfigurationIgnorePort   protowire.Number = 14
 )
 
 // RouteConfiguration returns the message of a route table. hosts are the virtual
-// hosts as Encode wrote them; they are not read again, so that it costs a copy.
+// hosts as Encode wrote them; they are not read again, so that it costs a copy. A port
+// in the authority does not matter for the choice of the virtual host.
 func RouteConfiguration(table string, hosts [][]byte) *anypb.Any {
 	size := len(table) + 8
 	for _, h := range hosts {
@@ -36,6 +38,8 @@ func RouteConfiguration(table string, hosts [][]byte) *anypb.Any {
 		b = protowire.AppendTag(b, routeConfigurationVirtualHosts, protowire.BytesType)
 		b = protowire.AppendBytes(b, h)
 	}
+	b = protowire.AppendTag(b, routeConfigurationIgnorePort, protowire.VarintType)
+	b = protowire.AppendVarint(b, 1)
 	return &anypb.Any{TypeUrl: TypeRouteConfiguration, Value: b}
 }
 

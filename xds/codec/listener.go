@@ -202,7 +202,6 @@ func encodeChain(listener string, c *mesh.Chain) ([]*listenerv3.FilterChain, err
 		}},
 		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 		NormalizePath:  wrapperspb.Bool(true),
-		StripPortMode:  &hcmv3.HttpConnectionManager_StripAnyHostPort{StripAnyHostPort: true},
 	}
 	if len(c.Default) == 0 {
 		chain, err := filterChain(c, socket, nameHTTP, manager, nil)
