@@ -21,6 +21,9 @@ var mounts = []struct{ kind, on, data string }{
 	{"bpf", "/sys/fs/bpf", ""},
 }
 
+// descriptors is below fs.nr_open's default, above what any test opens.
+const descriptors = 1 << 18
+
 // initMain is the guest's first process. It does not return.
 func initMain() {
 	if err := prepare(); err != nil {
@@ -44,6 +47,10 @@ func prepare() error {
 		if err := unix.Mount(m.kind, m.on, m.kind, 0, m.data); err != nil {
 			return fmt.Errorf("mounting %s: %w", m.on, err)
 		}
+	}
+	// Tests of many connections need many descriptors.
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: descriptors, Max: descriptors}); err != nil {
+		return fmt.Errorf("limit of descriptors: %w", err)
 	}
 	if err := loopbackUp(); err != nil {
 		return fmt.Errorf("loopback: %w", err)
