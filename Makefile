@@ -90,6 +90,6 @@ deps-generate:
 	@.ci/debian clang-14 llvm-14 libbpf-dev protobuf-compiler
 deps-test:
 	@.ci/envoy bin/envoy
-	@.ci/debian curl dnsutils
+	@.ci/debian curl dnsutils openssl cpio
 deps-bench:
 	@.ci/debian nginx-light:nginx haproxy wrk
